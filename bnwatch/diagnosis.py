@@ -1,0 +1,119 @@
+"""What a rule concludes: a diagnosis, or why it could not look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+State = Literal["active", "cleared", "allowed"]
+
+
+class Severity(IntEnum):
+    """How much it matters; ordered, so that severities can be compared."""
+
+    INFO = 1
+    """Worth knowing."""
+    WARNING = 2
+    """Accuracy measurably suffers, or will."""
+    ERROR = 3
+    """The result is wrong."""
+
+    def __str__(self) -> str:
+        """Return the lower-case name that users write and read."""
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, text: str) -> Severity:
+        """Return the severity of that name.
+
+        Raises:
+            ValueError: there is none; the message lists what is accepted.
+        """
+        try:
+            return cls[text.upper()]
+        except KeyError:
+            msg = f"severity must be one of {', '.join(str(s) for s in cls)}, got {text!r}"
+            raise ValueError(msg) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A measured number and its unit; ``interval`` is its 95 % confidence interval where there is one."""
+
+    value: float
+    unit: str = ""
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Evidence that reads best side by side; cells are text or numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One finding about one place, with the numbers that led to it.
+
+    Attributes:
+        rule: rule id, ``BN101``.
+        name: rule name, ``shared-batch-norm``.
+        severity: how much it matters.
+        subject: what it is about: a layer path, or ``model``.
+        message: one sentence, a fact: no capital, no full stop, no advice.
+        step: training step at which it appeared.
+        epoch: epoch of that step, from 0.
+        last_step: last step at which it still held.
+        evidence: measured numbers by name.
+        table: evidence to be read side by side.
+        notes: why it is so.
+        helps: what to do, one action each, the likeliest first.
+        state: active, cleared (no longer holds), or allowed by the user.
+        causes: ``rule subject`` of the active diagnoses this one is a consequence of.
+        reason: the user's reason, for an allowed diagnosis.
+    """
+
+    rule: str
+    name: str
+    severity: Severity
+    subject: str
+    message: str
+    step: int
+    epoch: int
+    last_step: int
+    evidence: Mapping[str, Quantity] = field(default_factory=dict)
+    table: Table | None = None
+    notes: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
+    state: State = "active"
+    causes: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Return ``rule subject``, which identifies the diagnosis within a run."""
+        return f"{self.rule} {self.subject}"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A rule that could not look, and why. "Fine" and "could not look" are never the same.
+
+    ``needs`` names the experiment that would let it look: ``cells`` or ``look``.
+    """
+
+    rule: str
+    reason: str
+    needs: Literal["cells", "look"] | None = None
+
+
+class BatchNormWarning(UserWarning):
+    """Issued once for each diagnosis of severity warning or error; ``-W error::bnwatch.BatchNormWarning`` works."""
+
+
+class BatchNormError(RuntimeError):
+    """Raised into the training for a diagnosis, only where ``on_diagnosis="raise"`` asked for it."""

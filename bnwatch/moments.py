@@ -1,0 +1,178 @@
+"""Pure numerics of batch-normalization statistics: moments, moving averages, noise floors.
+
+Notation follows Ioffe and Szegedy (2015, arXiv:1502.03167): a layer normalizes a channel with the mean and the biased
+variance of ``m`` elements. ``decay`` is always the weight of the *old* value in a moving average.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and biased variance, each of shape ``(channels,)``, of ``count`` elements per channel."""
+
+    mean: Vector
+    var: Vector
+    count: int
+
+
+def pool(a: Moments, b: Moments) -> Moments:
+    """Merge the moments of two disjoint samples.
+
+    Uses the pairwise update of Chan, Golub and LeVeque (1979, eq. 2.1), which does not cancel when the mean is large
+    against the standard deviation.
+    """
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    mean = a.mean + delta * (b.count / count)
+    squares = a.var * a.count + b.var * b.count + np.square(delta) * (a.count * b.count / count)
+    return Moments(mean, squares / count, count)
+
+
+def bessel_factor(count: float) -> float:
+    """Return ``count / (count - 1)``, what turns a biased variance into an unbiased one; 1 for a single element.
+
+    A single element has no unbiased variance; frameworks store its biased one, so nothing is to be taken out.
+    """
+    return count / (count - 1.0) if count > 1 else 1.0
+
+
+def effective_batches(decay: float) -> float:
+    """Return how many batches an average with ``decay`` is worth: (1 + d) / (1 - d), Kish's effective sample size.
+
+    Raises:
+        ValueError: ``decay`` lies outside [0, 1).
+    """
+    if not 0.0 <= decay < 1.0:
+        msg = f"decay must lie in [0, 1), got {decay!r}"
+        raise ValueError(msg)
+    return (1.0 + decay) / (1.0 - decay)
+
+
+def initial_weight(decay: float, updates: float) -> float:
+    """Return ``decay ** updates``: the share of the initial value left in a moving average after so many updates."""
+    return float(decay**updates)
+
+
+def updates_until(decay: float, weight: float) -> int:
+    """Return after how many updates the initial value weighs less than ``weight``; 0 when it never held any."""
+    if decay <= 0.0:
+        return 1
+    if decay >= 1.0:
+        msg = f"decay must lie below 1, got {decay!r}: a moving average with decay 1 never forgets"
+        raise ValueError(msg)
+    return math.floor(math.log(weight) / math.log(decay)) + 1
+
+
+def shift_noise(decay: float, effective_samples: float) -> float:
+    """Return the standard deviation, in units of the channel's own, of (batch mean - running mean) in a healthy layer.
+
+    Under a moving average with decay ``a`` and ``m`` effective samples a batch, Var = (1 / m) * 2 / (1 + a): the
+    batch's own variance plus that of the average, (1 - a) / (1 + a) of it.
+    """
+    return math.sqrt(2.0 / ((1.0 + decay) * effective_samples))
+
+
+def regularized_beta(x: float, a: float, b: float) -> float:
+    """Return the regularized incomplete beta function I_x(a, b), by Lentz's continued fraction (DLMF 8.17.22)."""
+    if not (0.0 <= x <= 1.0 and a > 0.0 and b > 0.0):
+        msg = f"need 0 <= x <= 1 and a, b > 0, got x={x!r}, a={a!r}, b={b!r}"
+        raise ValueError(msg)
+    if x in (0.0, 1.0):
+        return x
+    if x > (a + 1.0) / (a + b + 2.0):
+        return 1.0 - regularized_beta(1.0 - x, b, a)
+    log_front = (
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x) - math.log(a)
+    )
+    tiny = 1e-300
+    c, d = 1.0, 1.0 / max(1.0 - (a + b) * x / (a + 1.0), tiny)
+    value = d
+    for m in range(1, 10_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1.0 + term * d
+            c = 1.0 + term / c
+            d = 1.0 / (d if abs(d) > tiny else tiny)
+            c = c if abs(c) > tiny else tiny
+            value *= c * d
+        if abs(c * d - 1.0) < 1e-14:
+            break
+    return math.exp(log_front) * value
+
+
+def f_survival(f: float, between: float, within: float) -> float:
+    """Return P(F > f) for an F distribution with ``between`` and ``within`` degrees of freedom (DLMF 8.17)."""
+    if f <= 0.0:
+        return 1.0
+    if math.isinf(f):
+        return 0.0
+    return regularized_beta(within / (within + between * f), within / 2.0, between / 2.0)
+
+
+def binomial_survival(successes: int, trials: int, chance: float) -> float:
+    """Return P(X >= successes) for a binomial X, exactly (DLMF 8.17.5)."""
+    if successes <= 0:
+        return 1.0
+    return regularized_beta(chance, successes, trials - successes + 1)
+
+
+def binomial_interval(share: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) for a share observed in ``trials`` examples; 95 % by default."""
+    if trials <= 0:
+        return 0.0, 1.0
+    z2 = z * z / trials
+    centre = (share + z2 / 2.0) / (1.0 + z2)
+    half = z / (1.0 + z2) * math.sqrt(share * (1.0 - share) / trials + z2 / (4.0 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact one-sided p-value that the first of two paired classifiers is better (McNemar, 1947).
+
+    Args:
+        only_first: examples that only the first classifier gets right.
+        only_second: examples that only the second gets right.
+    """
+    return binomial_survival(only_first, only_first + only_second, 0.5)
+
+
+def between_sites(means: NDArray[np.floating]) -> tuple[float, Vector]:
+    """Test whether call sites of one layer see different data, from their batch means at the same steps.
+
+    A two-way analysis of variance (steps as blocks, sites as treatment), pooled over channels. The spread over steps
+    is the yardstick, so the number of elements a batch *really* holds need not be known: neighbouring pixels are
+    correlated. Channels are correlated too, therefore the pooled ratio is held against the F distribution of a single
+    channel, which is exact when all channels move together and conservative otherwise.
+
+    Args:
+        means: batch means, shape ``(steps, sites, channels)``, at least two of each of the first two.
+
+    Returns:
+        The p-value that all sites have one mean, and the per-channel standard deviation between sites, shape
+        ``(channels,)``, in the unit of the activations, with the part that noise explains taken out.
+    """
+    y = np.asarray(means, dtype=np.float64)
+    steps, sites, _ = y.shape
+    by_site = y.mean(axis=0)
+    grand = by_site.mean(axis=0)
+    residual = y - y.mean(axis=1, keepdims=True) - by_site[None] + grand
+    between = steps * np.square(by_site - grand).sum(axis=0) / (sites - 1)
+    within = np.square(residual).sum(axis=(0, 1)) / ((steps - 1) * (sites - 1))
+    noise, signal = float(within.sum()), float(between.sum())
+    if signal == 0.0:
+        return 1.0, np.zeros_like(grand)
+    p = f_survival(signal / noise if noise > 0.0 else math.inf, sites - 1, (steps - 1) * (sites - 1))
+    return p, np.sqrt(np.maximum(between - within, 0.0) / steps)

@@ -1,0 +1,175 @@
+"""What crosses the seam between a framework and the core: plain, frozen, framework-free records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.floating]
+
+Source = Literal["measured", "probed", "recovered"]
+"""How a statistic was had: seen in the forward pass, computed on probe data, or solved from a moving average."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A batch-normalization layer as its framework built it.
+
+    Attributes:
+        path: unique name inside the model, as the user knows it (``encoder/bn_2``).
+        kind: class name.
+        channels: number of channels.
+        epsilon: added to the variance before the square root.
+        decay: weight of the *old* value in the running statistics: Keras ``momentum``, Chainer ``decay``.
+        bessel_corrected: the running variance is kept with m/(m-1), as Chainer does and Keras 3 does not.
+        trainable: False for a layer the user froze.
+        axis: channel axis, or the axes reduced over where that is what the framework stores.
+        initial: the mean and variance the running statistics start from.
+        built_at: ``file.py:12`` where the layer was built, when known.
+    """
+
+    path: str
+    kind: str
+    channels: int
+    epsilon: float
+    decay: float
+    bessel_corrected: bool = False
+    trainable: bool = True
+    axis: tuple[int, ...] | None = None
+    initial: tuple[float, float] = (0.0, 1.0)
+    built_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CallSite:
+    """The ``index``-th call of a layer object within one forward pass: sharing is visible by construction."""
+
+    layer: str
+    index: int = 0
+    replica: int = 0
+
+    def __str__(self) -> str:
+        """Return the name used in logs: ``bn#0``, or ``bn#0@1`` on another replica than the first."""
+        return f"{self.layer}#{self.index}" + (f"@{self.replica}" if self.replica else "")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Mean and *biased* variance over a batch, shape ``(channels,)``; ``count`` is the elements per channel."""
+
+    mean: Vector
+    var: Vector
+    count: int
+    source: Source = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStatistics:
+    """What evaluation normalizes with, shape ``(channels,)``, as the framework stores it.
+
+    Attributes:
+        mean: moving mean.
+        var: moving variance, Bessel-corrected if ``bessel_corrected``.
+        decay: weight of the old value.
+        updates: how often it was updated since its initial values; None when that is not known.
+        bessel_corrected: whether ``var`` holds m/(m-1) times the biased variance.
+    """
+
+    mean: Vector
+    var: Vector
+    decay: float
+    updates: int | None
+    bessel_corrected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PopulationStatistics:
+    """A precise re-estimate of mean and biased variance over ``batches`` batches with frozen weights."""
+
+    mean: Vector
+    var: Vector
+    count: int
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One training-mode call of one layer, with the running statistics *after* the step."""
+
+    spec: LayerSpec
+    site: CallSite
+    batch: BatchStatistics
+    running: RunningStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class StepSnapshot:
+    """Everything seen at one sampled training step.
+
+    Attributes:
+        step: training steps finished, counted from 1 and never going back.
+        epoch: epoch the step belongs to, from 0.
+        calls: in the order of the forward pass.
+        accuracy: training accuracy as the framework reports it so far this epoch, in [0, 1]; None when unknown.
+        loss: training loss, likewise.
+        examples: training examples behind ``accuracy``; 0 when unknown.
+    """
+
+    step: int
+    epoch: int
+    calls: tuple[CallRecord, ...]
+    accuracy: float | None = None
+    loss: float | None = None
+    examples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One evaluation, and the training it is compared with.
+
+    Attributes:
+        step: training steps finished when it ran.
+        epoch: epoch just finished, from 0.
+        accuracy: evaluation accuracy in [0, 1]; None when no accuracy is reported.
+        loss: evaluation loss.
+        examples: evaluation examples; 0 when unknown.
+        train_accuracy: training accuracy over the same epoch.
+        train_loss: training loss over the same epoch.
+        train_examples: training examples behind ``train_accuracy``; 0 when unknown.
+        classes: number of classes; 0 when unknown.
+        majority: share of the most frequent class among the labels; None when unknown.
+        batch_statistics: paths of layers that normalized with batch statistics during this evaluation.
+    """
+
+    step: int
+    epoch: int
+    accuracy: float | None = None
+    loss: float | None = None
+    examples: int = 0
+    train_accuracy: float | None = None
+    train_loss: float | None = None
+    train_examples: int = 0
+    classes: int = 0
+    majority: float | None = None
+    batch_statistics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a tap found when it was attached.
+
+    Attributes:
+        layers: the watched layers in network order.
+        unsupported: layers that normalize but cannot be watched, with the reason.
+        framework: ``keras 3.15.1 (tensorflow)`` and the like, for the record.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    framework: str = ""
