@@ -111,6 +111,33 @@ class Skipped:
     needs: Literal["cells", "look"] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known about a run: the last state of every diagnosis, and what could not be looked at.
+
+    Attributes:
+        run: directory of the run, or a name.
+        diagnoses: causes before their consequences, the gravest first.
+        skipped: rules that could not look when the run ended, with the reason.
+        layers: watched layers.
+        sites: call sites seen.
+        samples: sampled steps.
+        steps: last training step seen.
+        evaluations: evaluations seen.
+        complete: the run was closed, not cut off.
+    """
+
+    run: str
+    diagnoses: tuple[Diagnosis, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    layers: int = 0
+    sites: int = 0
+    samples: int = 0
+    steps: int = 0
+    evaluations: int = 0
+    complete: bool = True
+
+
 class BatchNormWarning(UserWarning):
     """Issued once for each diagnosis of severity warning or error; ``-W error::bnwatch.BatchNormWarning`` works."""
 
