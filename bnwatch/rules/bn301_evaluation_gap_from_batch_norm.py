@@ -75,7 +75,7 @@ def _suspicion(signals: Signals, alpha: float) -> str | None:
     found = gap(signals.evaluations[-1])
     if found is not None and found[0] > 0.0 and found[1] < alpha:
         return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; the experiment is to come"
-    if any(apart is not None and apart["between_p"] < alpha for _, _, apart in signals.shared()):
+    if any(apart is not None and apart.differ(alpha) for _, _, apart in signals.shared()):
         return "a layer is shared by call sites that differ; the experiment is to come"
     return None
 
