@@ -447,7 +447,7 @@ class _SiteGroup:
         values = np.stack([site_mean, 0.5 * np.log(site_var)])
         if not np.isfinite(values).all():
             return []
-        deviation = values - values.mean(axis=1, keepdims=True)
+        deviation = values - values.mean(axis=1, keepdims=True, dtype=np.float64)
         self._add(deviation)
         steps, sites = len(self._window), len(self._index)
         if steps < 2:  # noqa: PLR2004 - a spread needs two
@@ -460,15 +460,12 @@ class _SiteGroup:
         ratio = np.max([self._total(between) / self._total(within) for between, within in tests], axis=0)
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
         distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
-        found = []
-        for n, layer in enumerate(self._layers):
-            worst = int(np.argmax(distance[self._starts[n] : self._starts[n] + channels[n]]))
-            row = self._index[:, self._starts[n] + worst]
-            rows = np.empty((sites, len(SITE_STATISTICS)), np.float32)
-            rows[:, :5] = shift[n], scale[n], ratio[n], steps, worst
-            rows[:, 5:] = np.stack([mean[row], np.sqrt(var[row]), running_mean[row], np.sqrt(running_var[row])], axis=1)
-            found.append(SharedSites(layer, rows))
-        return found
+        worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
+        chosen = self._index[:, self._starts + worst]
+        of_layer = np.stack([shift, scale, ratio, np.full(len(worst), steps), worst])
+        of_site = np.stack([mean[chosen], np.sqrt(var[chosen]), running_mean[chosen], np.sqrt(running_var[chosen])])
+        tables = np.concatenate([np.repeat(of_layer[:, None], sites, axis=1), of_site]).astype(np.float32)
+        return [SharedSites(layer, tables[:, :, n].T) for n, layer in enumerate(self._layers)]
 
     def _total(self, per_channel: Float64) -> Float64:
         total: Float64 = np.add.reduceat(per_channel, self._starts)
@@ -477,8 +474,8 @@ class _SiteGroup:
     def _add(self, deviation: Float64) -> None:
         self._window.append(deviation)
         self._sum += deviation
-        self._squares += np.square(deviation).sum(axis=1)
+        self._squares += np.einsum("qsc,qsc->qc", deviation, deviation)
         if len(self._window) > WINDOW:
             oldest = self._window.popleft()
             self._sum -= oldest
-            self._squares -= np.square(oldest).sum(axis=1)
+            self._squares -= np.einsum("qsc,qsc->qc", oldest, oldest)
