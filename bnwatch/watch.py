@@ -26,7 +26,7 @@ from bnwatch.records import (
     StepSnapshot,
 )
 from bnwatch.signals import Signals
-from bnwatch.sinks.console import ConsoleSink
+from bnwatch.sinks.console import ConsoleSink, ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,8 +81,7 @@ class Watch:
         self._allow = Allowances(allow)
         self.signals = Signals()
         self._engine = Engine(self._allow)
-        self._console = ConsoleSink(self.log_dir)
-        self._sinks: list[Sink] = [*sinks]
+        self._sinks: list[Sink] = [*sinks, ConsoleSink()]
         self._opened = self._closed = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
@@ -207,7 +206,7 @@ class Watch:
                 self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                 self._judge()
         self._closed = True
-        for sink in [*self._sinks, self._console]:
+        for sink in self._sinks:
             with self.guard("closing a sink"):
                 sink.close(self.report())
 
@@ -271,14 +270,16 @@ class Watch:
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")
-        budget = evidence.Budget(seconds=seconds)
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
         try:
-            cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=self._console.progress)
+            cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=progress)
         except evidence.ExperimentNotPossibleError as error:
             self.signals.refused = str(error) if wanted else None
         else:
             self.signals.cells, self.signals.refused = cells, None
             self._write(cells)
+        finally:
+            progress.clear()
         self._judge()
 
     @contextmanager
@@ -358,7 +359,7 @@ class Watch:
             for one in (diagnosis, *consequences):
                 self._on_diagnosis(one)
             return
-        text = render.diagnosis_text(diagnosis, consequences)
+        text = render.diagnosis_text(diagnosis, consequences=[(1, c) for c in consequences])
         if self._on_diagnosis == "raise":
             raise BatchNormError(text)
         if self._on_diagnosis == "log":
