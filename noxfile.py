@@ -16,6 +16,7 @@ RESULTS = VENVS / "results"
 
 nox.needs_version = ">=2024.4.15"
 nox.options.envdir = str(VENVS)
+nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["lint", "unit", "keras", "chainer"]
