@@ -35,7 +35,7 @@ class Allowances:
             if name not in ids:
                 msg = f"allow: unknown rule {name!r} in {entry!r}; `bnwatch rules` lists them, for example 'BN101'"
                 raise ValueError(msg)
-            if not isinstance(reason, str) or not reason.strip():
+            if not str(reason or "").strip():
                 msg = f"allow: {entry!r} needs a reason, a non-empty text such as 'siamese towers, same data'"
                 raise ValueError(msg)
             self._patterns.append((ids[name], subject or "*", reason, entry))
