@@ -179,13 +179,20 @@ def test_site_variances_are_a_two_way_analysis(steps, sites, seed, drift):
     between, within = moments.site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), steps)
     for channel in range(3):
         assert (between[channel], within[channel]) == pytest.approx(by_hand(values[:, :, channel]), rel=1e-6)
-    p = moments.same_sites_p(between[0], within[0], sites, steps)
+    p = moments.same_sites_p(between[0] / within[0], sites, steps)
     assert p == pytest.approx(stats.f.sf(between[0] / within[0], sites - 1, (steps - 1) * (sites - 1)), rel=1e-5)
 
 
 def test_same_sites_p_without_any_spread():
-    assert moments.same_sites_p(0.0, 0.0, 2, 4) == 1.0
-    assert moments.same_sites_p(1.0, 0.0, 2, 4) == 0.0
+    assert moments.same_sites_p(math.nan, 2, 4) == 1.0
+    assert moments.same_sites_p(math.inf, 2, 4) == 0.0
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-4, 1e-7])
+@pytest.mark.parametrize(("sites", "steps"), [(2, 2), (2, 16), (5, 16)])
+def test_same_sites_limit_is_where_the_p_value_is_alpha(alpha, sites, steps):
+    limit = moments.same_sites_limit(alpha, sites, steps)
+    assert limit == pytest.approx(stats.f.isf(alpha, sites - 1, (steps - 1) * (sites - 1)), rel=1e-5)
 
 
 def test_same_sites_p_is_uniform_where_channels_move_together_and_conservative_otherwise():
@@ -198,7 +205,7 @@ def test_same_sites_p_is_uniform_where_channels_move_together_and_conservative_o
             values = rng.normal(size=(steps, sites, channels))
             deviation = values - values.mean(axis=1, keepdims=True)
             found = moments.site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), steps)
-            hits += moments.same_sites_p(found[0].sum(), found[1].sum(), sites, steps) < alpha
+            hits += moments.same_sites_p(found[0].sum() / found[1].sum(), sites, steps) < alpha
         return hits / trials
 
     assert share_below(0.05, 1) == pytest.approx(0.05, abs=0.012)

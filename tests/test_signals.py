@@ -1,5 +1,6 @@
 import math
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def expected(calls):
     }
     noise = [
         np.mean((b.batch.mean.astype(float) - a.batch.mean) ** 2 / 2 / (b.batch.var.astype(float) + eps))
-        for a, b in zip(calls[:-1], calls[1:], strict=True)
+        for a, b in pairwise(calls)
     ][-WINDOW:]
     if noise:
         row["effective_samples"] = 1 / np.mean(noise)
@@ -121,15 +122,19 @@ def test_shared_sites_against_numpy(seed, samples, sites):
     assert [r.site.index for r in rows] == list(range(sites))
     window, logs = means[-WINDOW:], 0.5 * np.log(spreads + spec.epsilon)[-WINDOW:]
     steps, pooled = len(window), (spreads[-1] + spec.epsilon).mean(axis=0)
-    ps, squares = [], []
+    ratios, squares = [], []
     for values in (window, logs):
         tests = np.array([anova(values[:, :, c]) for c in range(channels)])
-        ratio = tests[:, 0].sum() / tests[:, 1].sum()
-        ps.append(stats.f.sf(ratio, sites - 1, (steps - 1) * (sites - 1)))
+        ratios.append(tests[:, 0].sum() / tests[:, 1].sum())
         squares.append(np.maximum(tests[:, 0] - tests[:, 1], 0) / steps)
     assert apart["between_shift"] == pytest.approx(math.sqrt(np.mean(squares[0] / pooled)), rel=1e-4, abs=1e-6)
     assert apart["between_scale"] == pytest.approx(math.sqrt(np.mean(squares[1])), rel=1e-4, abs=1e-6)
-    assert apart["between_p"] == pytest.approx(min(1.0, 2 * min(ps)), rel=1e-4, abs=1e-7)
+    assert apart["between_ratio"] == pytest.approx(max(ratios), rel=1e-4)
+    assert apart["steps"] == steps
+    p = 2 * stats.f.sf(max(ratios), sites - 1, (steps - 1) * (sites - 1))
+    assert apart.p_value == pytest.approx(min(1.0, p), rel=1e-3, abs=1e-7)
+    for alpha in (1e-4, 0.05):
+        assert apart.differ(alpha) == (apart.p_value < alpha)
     deviation = np.abs(means[-1] - means[-1].mean(axis=0)).max(axis=0) / np.sqrt(pooled)
     channel = int(apart["channel"])
     assert deviation[channel] == pytest.approx(deviation.max(), rel=1e-5)
@@ -156,8 +161,8 @@ def test_shared_layers_of_different_widths_and_numbers_of_sites_are_kept_apart()
     assert {path: len(found.values) for path, found in apart.items()} == {"wide": 2, "narrow": 2, "three": 3}
     # Two means 3 apart have standard deviation 3 / sqrt(2).
     assert apart["narrow"]["between_shift"] == pytest.approx(3 / math.sqrt(2), rel=0.1)
-    assert apart["narrow"]["between_p"] < 1e-6
-    assert min(apart["wide"]["between_p"], apart["three"]["between_p"]) > 1e-3
+    assert apart["narrow"].p_value < 1e-6
+    assert min(apart["wide"].p_value, apart["three"].p_value) > 1e-3
     assert len(fed.table.shared[0].values[0]) == len(SITE_STATISTICS)
 
 
@@ -311,13 +316,26 @@ def test_long_sums_over_the_window_do_not_wear_out():
         return [testing.call(spec, site=k, mean=scale * rng.normal(k, 0.1, 2)) for k in (0, 1)]
 
     for n in range(1, 41):
-        fed.observe(testing.snapshot(n, *calls(1e4)))
+        fed.observe(testing.snapshot(n, *calls(1e12)))
     for n in range(41, 41 + WINDOW):
         snap = testing.snapshot(n, *calls(1.0))
         fed.observe(snap)
         fresh.observe(snap)
     assert fed.table.shared[0]["between_shift"] == pytest.approx(fresh.table.shared[0]["between_shift"], rel=1e-3)
-    assert fed.table.shared[0]["between_p"] == pytest.approx(fresh.table.shared[0]["between_p"], rel=0.05, abs=1e-12)
+    assert fed.table.shared[0]["between_ratio"] == pytest.approx(fresh.table.shared[0]["between_ratio"], rel=1e-3)
+
+
+def test_one_silent_quantity_does_not_hide_the_other():
+    """Means that are all exactly zero have no variance to compare; the spreads still differ."""
+    spec = testing.layer()
+    rng = np.random.default_rng(0)
+    fed = testing.signals(
+        *(
+            testing.snapshot(n, *(testing.call(spec, site=k, var=(1 + 3 * k) * rng.gamma(50, 0.02, 4)) for k in (0, 1)))
+            for n in range(1, 9)
+        )
+    )
+    assert fed.table.shared[0].p_value < 1e-6
 
 
 def test_step_and_epoch_are_the_latest_of_anything():
