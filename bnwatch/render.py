@@ -314,9 +314,7 @@ def _watched(report: Report) -> str:
         f"{count(report.layers, 'layer')} at {count(report.sites, 'call site')}, "
         f"{count(report.samples, 'sample')} in {count(report.steps, 'step')}, {count(report.evaluations, 'evaluation')}"
     )
-    return (
-        text if report.complete else f"{text}; the record ends without a closing report: the run goes on or was cut off"
-    )
+    return text if report.complete else f"{text}; the record ends without a closing report: the run goes on or was cut off"
 
 
 def _allowance(diagnosis: Diagnosis) -> str:
@@ -397,7 +395,8 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
     blocks = [f"{'#' * level} bnwatch: {_markdown_code(report.run)}"]
     blocks.append(("" if headlines else "no diagnosis: ") + _watched(report))
     blocks += [
-        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1) for headline in headlines
+        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1)
+        for headline in headlines
     ]
     items = [f"- {markdown_text(_brief(d))}" for d in report.diagnoses if d.state != "active"]
     items += [f"- {markdown_text(line)}" for line in _blind(report.skipped)]
