@@ -54,22 +54,29 @@ def shorten(text: str, limit: int = _LONG_TEXT) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code."""
+    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code.
+
+    It is harmless also where Markdown is switched off and HTML is not: TensorBoard's Text tab has such a switch.
+    """
     parts = shorten(text).split("`")
+    # a backtick without its partner opens nothing
+    lone = len(parts) - 1 if len(parts) % 2 == 0 else None
     return "".join(
-        f"`{part}`" if place % 2 and part and place < len(parts) - 1 else _markdown_plain(part, place, len(parts))
+        _markdown_code(part) if place % 2 and place != lone else "&#96;" * (place == lone) + _markdown_plain(part)
         for place, part in enumerate(parts)
     )
 
 
-def _markdown_plain(part: str, place: int, parts: int) -> str:
-    # a backtick without its partner opens nothing
-    opening = "&#96;" if place % 2 and place == parts - 1 else ""
-    return opening + re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(part, quote=False)).replace("~", "&#126;")
+def _markdown_plain(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(text, quote=False)).replace("~", "&#126;")
 
 
 def _markdown_code(text: str) -> str:
-    return f"`{shorten(text).replace('`', chr(0x2CB))}`" if text else ""
+    """Return a code span; plain text where a span would need HTML that it cannot escape."""
+    text = shorten(text)
+    if re.search(r"[<>&`]", text):
+        return _markdown_plain(text).replace("`", "&#96;")
+    return f"`{text}`" if text else ""
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
