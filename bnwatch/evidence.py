@@ -25,6 +25,10 @@ Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
 
 
+MATRIX = 2
+"""Dimensions of one-hot targets."""
+
+
 class ExperimentNotPossibleError(RuntimeError):
     """An experiment lacks what it needs; the message says what, and how to supply it."""
 
@@ -86,7 +90,8 @@ class Cell:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Return which examples are right, shape ``(n,)``."""
-        return self.predicted == self.labels
+        right: NDArray[np.bool_] = self.predicted == self.labels
+        return right
 
     @property
     def accuracy(self) -> float:
@@ -189,6 +194,15 @@ class Look:
     epoch: int
     examples: int
     layers: tuple[LayerLook, ...]
+
+    def first_constant(self, spread: float) -> LayerLook | None:
+        """Return the first layer from which on no output varies by more than ``spread`` over examples."""
+        found = None
+        for layer in reversed(self.layers):
+            if layer.spread >= spread:
+                break
+            found = layer
+        return found
 
 
 @dataclass(slots=True)
@@ -247,7 +261,7 @@ def crosscheck(
     for split in SPLITS:
         try:
             splits[split] = lab.examples(split, budget.examples)
-        except ExperimentNotPossibleError as error:
+        except ExperimentNotPossibleError as error:  # noqa: PERF203 - two rounds
             missing = str(error)
     if not splits:
         raise ExperimentNotPossibleError(missing or "no examples")
@@ -298,236 +312,6 @@ class _Bench:
         return Cell(np.concatenate(predicted), np.concatenate(labels))
 
 
-def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return what every layer's output looks like on one batch under batch statistics, in execution order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell of the experiment: per example, which class was predicted and whether that is right."""
-
-    predicted: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-    @property
-    def examples(self) -> int:
-        """Return how many examples were measured."""
-        return len(self.labels)
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Return which examples are right, shape ``(n,)``."""
-        return self.predicted == self.labels
-
-    @property
-    def accuracy(self) -> float:
-        """Return the share of right predictions, in [0, 1]."""
-        return float(self.correct.mean())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval of the accuracy (Wilson, 1927)."""
-        return moments.binomial_interval(self.accuracy, self.examples)
-
-    @property
-    def largest_share(self) -> float:
-        """Return the share of the most predicted class: 1 for a constant predictor."""
-        return float(np.bincount(self.predicted).max() / self.examples)
-
-    @property
-    def majority(self) -> float:
-        """Return the share of the most frequent label: what a constant predictor can reach."""
-        return float(np.bincount(self.labels).max() / self.examples)
-
-    def gain_over(self, other: Cell) -> tuple[float, float]:
-        """Return accuracy gained over another cell on the same examples, and the paired one-sided p-value (McNemar)."""
-        mine, theirs = self.correct, other.correct
-        p = moments.mcnemar(int((mine & ~theirs).sum()), int((theirs & ~mine).sum()))
-        return self.accuracy - other.accuracy, p
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """The table {training data, evaluation data} x {batch, running, population statistics}.
-
-    ``population`` statistics are re-estimated on training data for both rows. A cell is None where its data were not
-    to be had; ``missing`` then says why.
-    """
-
-    step: int
-    epoch: int
-    classes: int
-    training: dict[Statistics, Cell]
-    evaluation: dict[Statistics, Cell]
-    missing: str | None = None
-    seconds: float = 0.0
-
-    def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
-        """Yield the rows that were measured."""
-        if self.training:
-            yield "training", self.training
-        if self.evaluation:
-            yield "evaluation", self.evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class LayerLook:
-    """What one layer gives on one batch.
-
-    Attributes:
-        path: the layer.
-        kind: its class name, with the activation where it has one: ``Dense relu``.
-        units: outputs per example.
-        zero_samples: share of examples for which every unit is exactly zero.
-        dead_units: share of units that are exactly zero for every example.
-        spread: root mean square over units of the standard deviation across examples, divided by the root mean square
-            of the output; 0 when the output is the same for every example.
-        gradient: largest absolute gradient of the loss with respect to the layer's own parameters; None when it has
-            none or they were not asked for.
-    """
-
-    path: str
-    kind: str
-    units: int
-    zero_samples: float
-    dead_units: float
-    spread: float
-    gradient: float | None = None
-
-    @classmethod
-    def of(cls, path: str, kind: str, output: NDArray[np.floating], gradient: float | None = None) -> LayerLook:
-        """Return the look of an output of shape ``(n, ...)``, n >= 2."""
-        flat = np.asarray(output, dtype=np.float64).reshape(len(output), -1)
-        zero = flat == 0.0
-        scale = float(np.sqrt(np.mean(np.square(flat))))
-        spread = float(np.sqrt(np.mean(np.var(flat, axis=0)))) / scale if scale > 0.0 else 0.0
-        return cls(
-            path=path,
-            kind=kind,
-            units=flat.shape[1],
-            zero_samples=float(zero.all(axis=1).mean()),
-            dead_units=float(zero.all(axis=0).mean()),
-            spread=spread,
-            gradient=gradient,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One look through the network, layer by layer in execution order, on ``examples`` training examples."""
-
-    step: int
-    epoch: int
-    examples: int
-    layers: tuple[LayerLook, ...]
-
-
-@dataclass(slots=True)
-class Budget:
-    """Bounds on one experiment: examples a split, and seconds; ``seconds=None`` is unbounded.
-
-    The first batch of each cell is always measured, so a table too dear for its time is a small one, not a missing one.
-    """
-
-    examples: int = 2000
-    seconds: float | None = None
-    clock: Callable[[], float] = time.perf_counter
-    _start: float = field(default=0.0, init=False)
-
-    def start(self) -> None:
-        """Start the clock."""
-        self._start = self.clock()
-
-    @property
-    def spent(self) -> float:
-        """Return the seconds since the start."""
-        return self.clock() - self._start
-
-    def share(self, part: float) -> bool:
-        """Return whether more than ``part`` (0 to 1) of the time is spent."""
-        return self.seconds is not None and self.spent > part * self.seconds
-
-
-class Progress(Protocol):
-    """Shows how far an experiment is."""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` batches are measured."""
-
-
-def crosscheck(
-    lab: Laboratory,
-    *,
-    step: int = 0,
-    epoch: int = 0,
-    budget: Budget | None = None,
-    progress: Progress | None = None,
-) -> Cells:
-    """Measure the cells: the same examples under batch, running and re-estimated statistics.
-
-    Raises:
-        ExperimentNotPossibleError: there are neither training nor evaluation examples, or they are no classification.
-    """
-    budget = budget or Budget()
-    budget.start()
-    train, why_no_train = _examples(lab, "training", budget.examples)
-    evaluation, why_no_evaluation = _examples(lab, "evaluation", budget.examples)
-    if not train and not evaluation:
-        raise ExperimentNotPossibleError(why_no_train or why_no_evaluation or "no examples")
-    plan: list[tuple[Split, Sequence[Examples], Statistics]] = []
-    for split, batches in (("training", train), ("evaluation", evaluation)):
-        plan += [(split, batches, s) for s in ("running", "batch", "population")]  # type: ignore[misc]
-    plan = [p for p in plan if p[1] and (p[2] != "population" or train)]
-    total, done, finished = sum(len(batches) for _, batches, _ in plan), 0, 0
-    cells: dict[Split, dict[Statistics, Cell]] = {"training": {}, "evaluation": {}}
-    kept = {"training": len(train), "evaluation": len(evaluation)}
-    classes = 2
-    with _population_if(lab, train) as population:
-        for split, batches, statistics in sorted(plan, key=lambda p: p[2] == "population"):
-            predicted = []
-            inside = population() if statistics == "population" else nullcontext()
-            with inside:
-                for n, batch in enumerate(batches[: kept[split]]):
-                    # the first cell of a split decides how many batches fit; the others measure the same ones
-                    if n and statistics == "running" and budget.share((finished + 1) / len(plan)):
-                        kept[split] = n
-                        break
-                    scores = lab.outputs(batch, "batch" if statistics == "batch" else "running")
-                    classes = max(classes, scores.shape[1])
-                    predicted.append(_classes(scores))
-                    done += 1
-                    if progress is not None:
-                        progress(f"{split} data, {statistics} statistics", done, total)
-            labels = [b.labels for b in batches[: len(predicted)]]
-            cells[split][statistics] = Cell(np.concatenate(predicted), np.concatenate(labels))
-            finished += 1
-    for row in cells.values():
-        _same_examples(row)
-    return Cells(
-        step=step,
-        epoch=epoch,
-        classes=classes,
-        training=cells["training"],
-        evaluation=cells["evaluation"],
-        missing=why_no_train or why_no_evaluation,
-        seconds=budget.spent,
-    )
-
-
-@contextmanager
-def _population_if(lab: Laboratory, train: Sequence[Examples]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Yield a factory of the population context that re-estimates once and is entered for each split."""
-    yield lambda: lab.population(train)
-
-
-def _same_examples(row: dict[Statistics, Cell]) -> None:
-    """Cut the cells of a row to the examples all of them have, so that they can be compared in pairs."""
-    if row:
-        n = min(cell.examples for cell in row.values())
-        for statistics, cell in row.items():
-            row[statistics] = Cell(cell.predicted[:n], cell.labels[:n])
-
-
 def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
     """Look through the network on the first kept training batch.
 
@@ -535,7 +319,7 @@ def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
         ExperimentNotPossibleError: no training batch of two examples or more was kept.
     """
     batch = lab.examples("training", 1)[0]
-    if len(batch.labels) < 2:
+    if len(batch.labels) < 2:  # noqa: PLR2004 - variation needs two
         msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
         raise ExperimentNotPossibleError(msg)
     return Look(step, epoch, len(batch.labels), lab.look(batch, gradients=gradients))
@@ -548,12 +332,13 @@ def class_indices(targets: NDArray[Any]) -> NDArray[np.int64]:
         ExperimentNotPossibleError: the targets are no classes of single examples.
     """
     array = np.asarray(targets)
-    if array.ndim == 2 and array.shape[1] == 1:
+    if array.ndim == MATRIX and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.size and np.all(array == np.round(array)) and array.min() >= 0:
         return array.astype(np.int64)
-    if array.ndim == 2 and array.size and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
-        return array.argmax(axis=1).astype(np.int64)
+    if array.ndim == MATRIX and array.size and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
+        classes: NDArray[np.int64] = array.argmax(axis=1)
+        return classes
     msg = (
         f"targets of shape {array.shape} and type {array.dtype} are not one class an example; "
         "the accuracy experiments need class indices or one-hot rows"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vector = NDArray[np.float64]
+
+
+CONVERGED = 1e-14
+"""Relative change at which a continued fraction in float64 is as good as it gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def regularized_beta(x: float, a: float, b: float) -> float:
             d = 1.0 / (d if abs(d) > tiny else tiny)
             c = c if abs(c) > tiny else tiny
             value *= c * d
-        if abs(c * d - 1.0) < 1e-14:
+        if abs(c * d - 1.0) < CONVERGED:
             break
     return math.exp(log_front) * value
 
@@ -149,30 +154,48 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return binomial_survival(only_first, only_first + only_second, 0.5)
 
 
-def between_sites(means: NDArray[np.floating]) -> tuple[float, Vector]:
-    """Test whether call sites of one layer see different data, from their batch means at the same steps.
+def site_variances(
+    deviation_sum: NDArray[np.float64], square_sum: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the between-site and within-site mean squares of a two-way analysis of variance, per channel.
 
-    A two-way analysis of variance (steps as blocks, sites as treatment), pooled over channels. The spread over steps
-    is the yardstick, so the number of elements a batch *really* holds need not be known: neighbouring pixels are
-    correlated. Channels are correlated too, therefore the pooled ratio is held against the F distribution of a single
-    channel, which is exact when all channels move together and conservative otherwise.
+    Steps are the blocks, call sites the treatment (Fisher 1925, ch. VII). The spread over steps is the yardstick, so
+    the number of elements a batch *really* holds need not be known: neighbouring pixels are correlated.
 
     Args:
-        means: batch means, shape ``(steps, sites, channels)``, at least two of each of the first two.
+        deviation_sum: over steps, of each site's value minus the mean over sites at that step; shape
+            ``(sites, channels)``, at least two sites.
+        square_sum: over steps and sites, of the squares of these deviations; shape ``(channels,)``.
+        steps: how many steps were summed, at least two.
 
     Returns:
-        The p-value that all sites have one mean, and the per-channel standard deviation between sites, shape
-        ``(channels,)``, in the unit of the activations, with the part that noise explains taken out.
+        Two arrays of shape ``(channels,)``. Where sites see the same data both estimate the same variance; the first
+        grows by ``steps`` times the variance between sites.
     """
-    y = np.asarray(means, dtype=np.float64)
-    steps, sites, _ = y.shape
-    by_site = y.mean(axis=0)
-    grand = by_site.mean(axis=0)
-    residual = y - y.mean(axis=1, keepdims=True) - by_site[None] + grand
-    between = steps * np.square(by_site - grand).sum(axis=0) / (sites - 1)
-    within = np.square(residual).sum(axis=(0, 1)) / ((steps - 1) * (sites - 1))
-    noise, signal = float(within.sum()), float(between.sum())
-    if signal == 0.0:
-        return 1.0, np.zeros_like(grand)
-    p = f_survival(signal / noise if noise > 0.0 else math.inf, sites - 1, (steps - 1) * (sites - 1))
-    return p, np.sqrt(np.maximum(between - within, 0.0) / steps)
+    sites = len(deviation_sum)
+    explained = np.square(deviation_sum).sum(axis=0) / steps
+    between = explained / (sites - 1)
+    within = np.maximum(square_sum - explained, 0.0) / ((steps - 1) * (sites - 1))
+    return between, within
+
+
+def same_sites_p(ratio: float, sites: int, steps: int) -> float:
+    """Return the p-value that all call sites see the same data.
+
+    ``ratio`` is that of the two mean squares of `site_variances`, each summed over channels. Channels are correlated,
+    therefore it is held against the F distribution of a single channel: exact when all channels move together,
+    conservative otherwise. NaN (no variance at all) counts as no difference.
+    """
+    return 1.0 if math.isnan(ratio) else f_survival(ratio, sites - 1, (steps - 1) * (sites - 1))
+
+
+@lru_cache(maxsize=256)
+def same_sites_limit(alpha: float, sites: int, steps: int) -> float:
+    """Return the ratio beyond which `same_sites_p` falls below ``alpha``, by bisection."""
+    low, high = 0.0, 1.0
+    while same_sites_p(high, sites, steps) > alpha:
+        high *= 2.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if same_sites_p(middle, sites, steps) > alpha else (low, middle)
+    return high
