@@ -4,6 +4,7 @@ Importing this package imports no Chainer and patches nothing; where Chainer nee
 `bnwatch.chainer.compat.install()` before the first ``import chainer``.
 """
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from importlib import import_module
@@ -19,7 +20,7 @@ __all__ = ["BatchNormWatch", "crosscheck", "watch"]
 _HOMES = {"BatchNormWatch": "extension", "crosscheck": "experiments", "watch": "loop"}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -1,5 +1,6 @@
 """Arrays from any device, brought to the host together: one concatenation and one copy a device."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def array_of(value: Any) -> Any:  # noqa: ANN401
+def array_of(value: Any) -> Any:
     """Return the array of a Variable, or the value itself, so that no computational graph is kept alive."""
     return getattr(value, "array", value)
 
@@ -44,7 +45,7 @@ def to_host(arrays: Sequence[Any]) -> list[NDArray[Any]]:
     return host
 
 
-def to_float(value: Any) -> float:  # noqa: ANN401
+def to_float(value: Any) -> float:
     """Return a number, a Variable or an array (its mean) as a float."""
     return float(np.mean(to_host([array_of(value)])[0]))
 
@@ -57,7 +58,7 @@ class Average:
         self._total = 0.0
         self._count = 0
 
-    def add(self, value: Any) -> None:  # noqa: ANN401
+    def add(self, value: Any) -> None:
         """Take in one value; None is none."""
         if value is not None:
             self._pending.append(array_of(value))

@@ -29,7 +29,9 @@ def install() -> tuple[str, ...]:
     """
     missing = _missing()
     if missing and "chainer" in sys.modules:
-        msg = f"call bnwatch.chainer.compat.install() before the first `import chainer`: {', '.join(missing)} is missing"
+        msg = (
+            f"call bnwatch.chainer.compat.install() before the first `import chainer`: {', '.join(missing)} is missing"
+        )
         raise RuntimeError(msg)
     for name in missing:
         _ADD[name]()
@@ -37,7 +39,7 @@ def install() -> tuple[str, ...]:
 
 
 def _missing() -> tuple[str, ...]:
-    import numpy as np  # noqa: PLC0415 - importing this module must cost nothing and load nothing
+    import numpy as np
 
     missing = []
     if not hasattr(np, "sctypes") and int(np.__version__.split(".")[0]) >= 2:  # noqa: PLR2004
@@ -59,7 +61,7 @@ def _check_imports() -> bool:
 
 
 def _add_sctypes() -> None:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     np.sctypes = {  # type: ignore[attr-defined,unused-ignore]
         "int": [np.int8, np.int16, np.int32, np.int64],

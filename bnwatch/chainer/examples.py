@@ -5,6 +5,7 @@ the first time they come by. An example is a call of the model as the user made 
 that compared them with the scores.
 """
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from collections import deque
@@ -12,13 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bnwatch.chainer.arrays import to_host
-from bnwatch.chainer.forward import ForwardCall, Stack, read_call, size_of
+from bnwatch.chainer.forward import Stack, read_call, size_of
 from bnwatch.chainer.tap import SCORED, is_training
 from bnwatch.evidence import Examples, ExperimentNotPossibleError, class_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
+
+    from bnwatch.chainer.forward import ForwardCall
 
 ENOUGH = 2000
 """Examples a split that are worth keeping."""
@@ -121,7 +124,7 @@ class ForwardPasses:
         """Return whether functions are to be shown to `function`."""
         return (self.sampled and self.training.wanted) or (self.eager and self.evaluation.wanted)
 
-    def function(self, _node: Any, _inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def function(self, _node: Any, _inputs: tuple[Any, ...]) -> None:
         """See a function before it runs: perhaps the first of a pass."""
         if self.sampled and self.training.wanted and is_training():
             self._open(training=True)
@@ -146,7 +149,7 @@ class ForwardPasses:
         if self._current is not None:
             self._current.layers.append(layer)
 
-    def scored(self, kind: type, _scores: Any, labels: Any) -> None:  # noqa: ANN401
+    def scored(self, kind: type, _scores: Any, labels: Any) -> None:
         """See labels: those of the pass before them."""
         if self._current is not None:
             self._current.labels[kind] = to_host([labels])[0]

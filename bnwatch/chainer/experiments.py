@@ -1,5 +1,6 @@
 """The laboratory: the user's model on the same examples under other statistics, without a trace."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class ChainerLaboratory:
         Raises:
             ExperimentNotPossibleError: there are none.
         """
-        with undisturbed(self._models):  # datasets may draw random numbers
+        with undisturbed(self._models), _refusals():  # datasets may draw random numbers
             return self._source(split, limit)
 
     def outputs(self, batch: Examples, statistics: Literal["batch", "running"]) -> NDArray[np.floating]:
@@ -52,7 +53,7 @@ class ChainerLaboratory:
         Raises:
             ExperimentNotPossibleError: the outputs are no scores of classes.
         """
-        with undisturbed(self._models):
+        with undisturbed(self._models), _refusals():
             if statistics == "running":
                 return scores_of(batch.inputs, len(batch.labels))
             with batch_statistics(self._layers.links):
@@ -61,19 +62,31 @@ class ChainerLaboratory:
     @contextmanager
     def population(self, batches: Sequence[Examples]) -> Iterator[None]:
         """Re-estimate the running statistics by Chainer's finetuning, until the context ends."""
-        with undisturbed(self._models):
-            with batch_statistics(self._layers.links, estimate=True):
+        with undisturbed(self._models):  # takes the estimates back
+            with batch_statistics(self._layers.links, estimate=True), _refusals():
                 for batch in batches:
                     scores_of(batch.inputs, len(batch.labels))
             yield
 
     def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
         """Return what every function gives on one batch under batch statistics, in the order of execution."""
-        with undisturbed(self._models), batch_statistics(self._layers.links):
+        with undisturbed(self._models), _refusals(), batch_statistics(self._layers.links):
             return look_through(self._paths, batch, gradients=gradients)
 
 
-def batches_of(model: Any, data: tuple[Any, Any], origin: str, size: int) -> list[Examples]:  # noqa: ANN401
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say what went wrong: a model that is called outside of its training may refuse in many ways."""
+    try:
+        yield
+    except ExperimentNotPossibleError:
+        raise
+    except Exception as error:
+        msg = f"calling the model again failed: {type(error).__name__}: {error}"
+        raise ExperimentNotPossibleError(msg) from error
+
+
+def batches_of(model: Any, data: tuple[Any, Any], origin: str, size: int) -> list[Examples]:
     """Return inputs and labels as batches that the model can be called with.
 
     Raises:
@@ -105,7 +118,7 @@ def within(batches: Sequence[Examples], limit: int) -> Sequence[Examples]:
 
 
 def crosscheck(
-    model: Any,  # noqa: ANN401
+    model: Any,
     train: tuple[Any, Any] | None = None,
     eval: tuple[Any, Any] | None = None,  # noqa: A002 - the name users know
     *,

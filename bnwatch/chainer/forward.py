@@ -5,6 +5,7 @@ stack misses none: the outermost frame that runs a method of a watched link has 
 methods are opened, since opening a frame makes it hold what its variables held.
 """
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import dis
@@ -33,7 +34,7 @@ class Kept:
     device: Any
     variable: bool
 
-    def again(self) -> Any:  # noqa: ANN401
+    def again(self) -> Any:
         """Return it as the model was given it."""
         array = self.device.send(self.array)
         return chainer.Variable(array, requires_grad=False) if self.variable else array
@@ -48,7 +49,7 @@ class ForwardCall:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self) -> Any:  # noqa: ANN401
+    def __call__(self) -> Any:
         """Call it, as the user did."""
         method = self.link if self.method == "__call__" else getattr(self.link, self.method)
         args, kwargs = thaw((self.args, self.kwargs))
@@ -59,7 +60,7 @@ class ForwardCall:
         return ForwardCall(self.link, self.method, keep(self.args), keep(self.kwargs))
 
 
-def keep(value: Any) -> Any:  # noqa: ANN401
+def keep(value: Any) -> Any:
     """Return a copy of arrays and Variables within tuples, lists and dicts; other values as they are."""
     if isinstance(value, dict):
         return {name: keep(part) for name, part in value.items()}
@@ -72,7 +73,7 @@ def keep(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def thaw(value: Any) -> Any:  # noqa: ANN401
+def thaw(value: Any) -> Any:
     """Return kept values as they were given."""
     if isinstance(value, Kept):
         return value.again()
@@ -83,7 +84,7 @@ def thaw(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def size_of(value: Any) -> int:  # noqa: ANN401
+def size_of(value: Any) -> int:
     """Return the bytes of the kept arrays."""
     if isinstance(value, Kept):
         return int(value.array.nbytes)
@@ -141,13 +142,13 @@ def _assigned(frame: FrameType, names: set[str]) -> bool:
     return False
 
 
-def _code(value: Any) -> CodeType | None:  # noqa: ANN401
+def _code(value: Any) -> CodeType | None:
     function = inspect.unwrap(value) if callable(value) else value
     return getattr(function, "__code__", None)
 
 
-def model_call(model: Any, inputs: Any, labels: np.ndarray[Any, Any]) -> ForwardCall:  # noqa: ANN401
-    """Return the call for inputs that the user gave: of a classifier's predictor, or of the model, with labels if due."""
+def model_call(model: Any, inputs: Any, labels: np.ndarray[Any, Any]) -> ForwardCall:
+    """Return the call for inputs that the user gave; a model that asks for labels too is given them."""
     device = model.device
     args = tuple(inputs) if isinstance(inputs, tuple) else (inputs,)
     if isinstance(model, chainer.links.Classifier):

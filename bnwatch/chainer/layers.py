@@ -1,5 +1,6 @@
 """The batch-normalization links of a model, found again by the identity of their running mean."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Layers:
         """Allow one new look at the identities: an unknown array may belong to a model that is not watched."""
         self._fresh = False
 
-    def find(self, running_mean: Any) -> int | None:  # noqa: ANN401
+    def find(self, running_mean: Any) -> int | None:
         """Return the index of the layer that this array is the running mean of; None for a layer of another model."""
         index = self._by_array.get(id(running_mean))
         if index is not None and self.watched[index].link.avg_mean is running_mean:
@@ -115,7 +116,7 @@ class Layers:
         self._fresh = True
 
 
-def _initial(link: Any) -> tuple[float, float] | None:  # noqa: ANN401
+def _initial(link: Any) -> tuple[float, float] | None:
     """Return the values that running statistics hold which were never updated; None for others.
 
     Initial values are the same in all channels. One channel alone says nothing by that: it counts only at 0 and 1.
@@ -129,11 +130,11 @@ def _initial(link: Any) -> tuple[float, float] | None:  # noqa: ANN401
     return values if mean.size > 1 or values == (0.0, 1.0) else None
 
 
-def _constant(value: Any, default: float) -> float:  # noqa: ANN401
+def _constant(value: Any, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _trainable(link: Any) -> bool:  # noqa: ANN401
+def _trainable(link: Any) -> bool:
     rules = [parameter.update_rule for parameter in link.params(include_uninit=True)]
     return not rules or any(rule is None or rule.enabled for rule in rules)
 

@@ -1,5 +1,6 @@
 """A look through a network that exists only while it runs: every function's output, in the order of execution."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from collections import Counter
@@ -13,10 +14,12 @@ from chainer.functions.activation.sigmoid import Sigmoid
 
 from bnwatch.chainer.arrays import array_of, to_host
 from bnwatch.chainer.tap import SCORED, function_type
-from bnwatch.evidence import Examples, LayerLook
+from bnwatch.evidence import LayerLook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from bnwatch.evidence import Examples
 
 _MOST_VALUES = 4_000_000
 _ARRANGING = frozenset({"Reshape", "Transpose", "Cast", "ExpandDims", "Squeeze", "Swapaxes", "Copy", "Identity"})
@@ -45,10 +48,10 @@ class _Observer:
         self._calls: Counter[str] = Counter()
         self._behind = ("", 0)
 
-    def enter(self, link: Any) -> None:  # noqa: ANN401
+    def enter(self, link: Any) -> None:
         self._open.append(link)
 
-    def leave(self, link: Any, output: Any) -> None:  # noqa: ANN401
+    def leave(self, link: Any, output: Any) -> None:
         self._open.pop()
         path = self._paths.get(id(link), "")
         if path and _is_leaf(link) and not any(map(_is_leaf, self._open)):
@@ -56,14 +59,14 @@ class _Observer:
             self._calls[path] += 1
             self._look(link, "", type(link).__name__, array_of(output))
 
-    def function(self, kind: type, output: Any) -> None:  # noqa: ANN401
+    def function(self, kind: type, output: Any) -> None:
         if kind in SCORED:
             return
         self.last = kind
         if kind.__name__ not in _ARRANGING and not any(map(_is_leaf, self._open)):
             self._look(None, kind.__name__, kind.__name__, output)
 
-    def _look(self, link: Any, function: str, kind: str, output: Any) -> None:  # noqa: ANN401
+    def _look(self, link: Any, function: str, kind: str, output: Any) -> None:
         if not isinstance(output, chainer.get_array_types()) or output is None:
             return
         if output.ndim < 2 or len(output) != self._examples or output.dtype.kind != "f":  # noqa: PLR2004
@@ -96,10 +99,10 @@ class _LinkHook(chainer.LinkHook):  # type: ignore[misc]
     def __init__(self, observer: _Observer) -> None:
         self._observer = observer
 
-    def forward_preprocess(self, args: Any) -> None:  # noqa: ANN401
+    def forward_preprocess(self, args: Any) -> None:
         self._observer.enter(args.link)
 
-    def forward_postprocess(self, args: Any) -> None:  # noqa: ANN401
+    def forward_postprocess(self, args: Any) -> None:
         self._observer.leave(args.link, args.out)
 
 
@@ -109,11 +112,11 @@ class _FunctionHook(chainer.FunctionHook):  # type: ignore[misc]
     def __init__(self, observer: _Observer) -> None:
         self._observer = observer
 
-    def forward_preprocess(self, node: Any, _inputs: Any) -> None:  # noqa: ANN401
+    def forward_preprocess(self, node: Any, _inputs: Any) -> None:
         """Put an observer around the function: a hook is not shown its outputs."""
         forward = node.forward
 
-        def observed(inputs: Any) -> Any:  # noqa: ANN401
+        def observed(inputs: Any) -> Any:
             del node.forward
             outputs = forward(inputs)
             self._observer.function(function_type(node), outputs[0])
@@ -132,7 +135,7 @@ def look_through(paths: Mapping[int, str], batch: Examples, *, gradients: bool) 
     return observer.looks(measured)
 
 
-def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int, float]:  # noqa: ANN401
+def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int, float]:
     """Return the largest absolute gradient of each link's own parameters, by the identity of the link."""
     loss = _loss(returned, batch, probabilities=observer.last is Sigmoid)
     if loss is None:
@@ -149,7 +152,7 @@ def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int,
     return largest
 
 
-def _loss(returned: Any, batch: Examples, *, probabilities: bool) -> Any:  # noqa: ANN401
+def _loss(returned: Any, batch: Examples, *, probabilities: bool) -> Any:
     """Return the loss to differentiate: the model's own where it returns one, else the cross-entropy of its scores."""
     if not isinstance(returned, chainer.Variable) or returned.dtype.kind != "f":
         return None
@@ -164,5 +167,5 @@ def _loss(returned: Any, batch: Examples, *, probabilities: bool) -> Any:  # noq
     return F.sum(returned) if probabilities else loss(returned, labels)
 
 
-def _is_leaf(link: Any) -> bool:  # noqa: ANN401
+def _is_leaf(link: Any) -> bool:
     return next(link.children(), None) is None

@@ -1,5 +1,6 @@
 """Calling the user's model without a trace: what experiments run inside."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import random
@@ -115,9 +116,9 @@ def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterato
                 vars(link)["forward"] = forward
 
 
-def _training_forward(forward: Any, *, estimate: bool) -> Any:  # noqa: ANN401
-    def training_forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):  # noqa: FBT003
+def _training_forward(forward: Any, *, estimate: bool) -> Any:
+    def training_forward(*args: Any, **kwargs: Any) -> Any:
+        with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
             return forward(*args, **({**kwargs, "finetune": True} if estimate else kwargs))
 
     return training_forward

@@ -1,5 +1,6 @@
 """The scores of classes in a forward pass: where they meet the labels, else what the model returns."""
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ class ScoresHook(chainer.FunctionHook):  # type: ignore[misc]
         self.compared: dict[type, tuple[Any, Any]] = {}
         self.last: type | None = None
 
-    def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """See one function."""
         kind = function_type(node)
         if kind in SCORED:
@@ -34,7 +35,7 @@ class ScoresHook(chainer.FunctionHook):  # type: ignore[misc]
         else:
             self.last = kind
 
-    def scores(self, returned: Any) -> NDArray[np.floating]:  # noqa: ANN401
+    def scores(self, returned: Any) -> NDArray[np.floating]:
         """Return the scores of the classes, one row an example."""
         for kind in SCORED:
             if kind in self.compared:
@@ -62,7 +63,8 @@ def scores_of(call: ForwardCall, examples: int) -> NDArray[np.floating]:
     hook = ScoresHook()
     with hook, chainer.no_backprop_mode():
         scores = hook.scores(call())
-    scores = scores.reshape(scores.shape[0] if scores.ndim else 0, -1) if scores.size == np.prod(scores.shape[:2]) else scores
+    if scores.ndim > 2 and scores.size == scores.shape[0] * scores.shape[1]:  # noqa: PLR2004 - (n, classes, 1, 1)
+        scores = scores.reshape(scores.shape[:2])
     if scores.ndim != 2 or len(scores) != examples or scores.dtype.kind != "f":  # noqa: PLR2004
         msg = f"the outputs of shape {scores.shape} are no scores of classes for {examples} examples"
         raise ExperimentNotPossibleError(msg)

@@ -5,6 +5,7 @@ A batch-norm node owns the mean and the variance of its forward pass, and its ``
 computed again, and nothing is copied on a step that is not sampled.
 """
 
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import itertools
@@ -41,7 +42,7 @@ class Call(NamedTuple):
         layer: index of the layer.
         when: the clock's time; None outside of an update.
         rows: examples at this layer.
-        count: elements per channel.
+        elements: per channel.
         epsilon: of the function.
         mean: the batch mean; None on a step that is not sampled.
         scale: the variance, or what ``form`` says.
@@ -52,7 +53,7 @@ class Call(NamedTuple):
     layer: int
     when: Hashable | None
     rows: int
-    count: int
+    elements: int
     epsilon: float
     mean: Any
     scale: Any
@@ -70,7 +71,7 @@ class Clock(Protocol):
 class Passes(Protocol):
     """Takes interest in forward passes, to keep their examples."""
 
-    def function(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def function(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """See a function before it runs."""
 
     def evaluating(self) -> None:
@@ -79,13 +80,18 @@ class Passes(Protocol):
     def normalized(self, layer: int) -> None:
         """See one with batch statistics."""
 
-    def scored(self, kind: type, scores: Any, labels: Any) -> None:  # noqa: ANN401
+    def scored(self, kind: type, scores: Any, labels: Any) -> None:
         """See scores meet their labels."""
 
 
-def function_type(node: Any) -> type:  # noqa: ANN401
+def function_of(node: Any) -> Any:
+    """Return the function of a node: the node itself, but for functions of the old style."""
+    return node.function if type(node) is FunctionAdapter else node
+
+
+def function_type(node: Any) -> type:
     """Return the class of a function, old style or new."""
-    return type(node.function) if type(node) is FunctionAdapter else type(node)
+    return type(function_of(node))
 
 
 def is_training() -> bool:
@@ -162,7 +168,7 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
         self._calls, self._nodes, self._differentiated = [], {}, set()
         self._layers.new_step()
 
-    def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
         see = self._see.get(type(node))
         if see is not None:
@@ -172,30 +178,30 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
                 self.silence()
                 self._failed(error)
 
-    def _function(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def _function(self, node: Any, inputs: tuple[Any, ...]) -> None:
         try:
             self._passes.function(node, inputs)
         except Exception as error:  # noqa: BLE001
             self.silence()
             self._failed(error)
 
-    def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:  # noqa: ANN401
+    def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:
         number = self._nodes.get(id(node))
         if number is not None:
             self._differentiated.add(number)
 
-    def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
         if node.running_mean is None:  # the recomputation of F.forget, or no running statistics
             return
         cudnn = type(node._impl).__name__ == "_CudnnBatchNormalizationImpl"  # noqa: SLF001
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
-        self._record(node, node.running_mean, inputs, *arrays, "inv_std" if cudnn else "var", node.eps)
+        self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"))
 
-    def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:
         if self._layers.find(inputs[3]) is not None:
             self._passes.evaluating()
 
-    def _adapter(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def _adapter(self, node: Any, inputs: tuple[Any, ...]) -> None:
         function = node.function
         if type(function) is BinaryAccuracy:
             self._scored(node, inputs)
@@ -206,18 +212,9 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
                 one = (0, ..., *(0,) * (x.ndim - gamma.ndim - 1))
                 mean, scale = x[one] - function.x_hat[one] * function.std, function.std
             running_mean = function._running_mean  # noqa: SLF001 - the public name warns
-            self._record(node, running_mean, inputs, mean, scale, "std", function.eps)
+            self._record(node, running_mean, inputs, (mean, scale, "std"))
 
-    def _record(  # noqa: PLR0917 - on the path of every call
-        self,
-        node: Any,  # noqa: ANN401
-        running_mean: Any,  # noqa: ANN401
-        inputs: tuple[Any, ...],
-        mean: Any,  # noqa: ANN401
-        scale: Any,  # noqa: ANN401
-        form: str,
-        epsilon: float,
-    ) -> None:
+    def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
         layer = self._layers.find(running_mean)
         if layer is None:
             return
@@ -230,10 +227,8 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
                 self._clock.now(),
                 x.shape[0],
                 x.size // inputs[1].size,
-                epsilon,
-                mean,
-                scale,
-                form,
+                function_of(node).eps,
+                *kept,
                 chainer.config._will_recompute,  # noqa: SLF001
             )
         )
@@ -241,7 +236,7 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
-    def _scored(self, node: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def _scored(self, node: Any, inputs: tuple[Any, ...]) -> None:
         kind = function_type(node)
         scores, labels = inputs[:2]
         if is_training():
@@ -262,7 +257,7 @@ class Tally:
         self._labels: dict[type, Any] = {}
         self.classes = 0
 
-    def add(self, kind: type, scores: Any, labels: Any) -> None:  # noqa: ANN401
+    def add(self, kind: type, scores: Any, labels: Any) -> None:
         """Count one batch. Labels on a device are not read."""
         self._examples[kind] = self._examples.get(kind, 0) + len(labels)
         self.classes = max(self.classes, scores.shape[1] if scores.ndim > 1 and scores.shape[1] > 1 else 2)
