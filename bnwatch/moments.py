@@ -149,30 +149,39 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return binomial_survival(only_first, only_first + only_second, 0.5)
 
 
-def between_sites(means: NDArray[np.floating]) -> tuple[float, Vector]:
-    """Test whether call sites of one layer see different data, from their batch means at the same steps.
+def site_variances(
+    deviation_sum: NDArray[np.float64], square_sum: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the between-site and within-site mean squares of a two-way analysis of variance, per channel.
 
-    A two-way analysis of variance (steps as blocks, sites as treatment), pooled over channels. The spread over steps
-    is the yardstick, so the number of elements a batch *really* holds need not be known: neighbouring pixels are
-    correlated. Channels are correlated too, therefore the pooled ratio is held against the F distribution of a single
-    channel, which is exact when all channels move together and conservative otherwise.
+    Steps are the blocks, call sites the treatment (Fisher 1925, ch. VII). The spread over steps is the yardstick, so
+    the number of elements a batch *really* holds need not be known: neighbouring pixels are correlated.
 
     Args:
-        means: batch means, shape ``(steps, sites, channels)``, at least two of each of the first two.
+        deviation_sum: over steps, of each site's value minus the mean over sites at that step; shape
+            ``(sites, channels)``, at least two sites.
+        square_sum: over steps and sites, of the squares of these deviations; shape ``(channels,)``.
+        steps: how many steps were summed, at least two.
 
     Returns:
-        The p-value that all sites have one mean, and the per-channel standard deviation between sites, shape
-        ``(channels,)``, in the unit of the activations, with the part that noise explains taken out.
+        Two arrays of shape ``(channels,)``. Where sites see the same data both estimate the same variance; the first
+        grows by ``steps`` times the variance between sites.
     """
-    y = np.asarray(means, dtype=np.float64)
-    steps, sites, _ = y.shape
-    by_site = y.mean(axis=0)
-    grand = by_site.mean(axis=0)
-    residual = y - y.mean(axis=1, keepdims=True) - by_site[None] + grand
-    between = steps * np.square(by_site - grand).sum(axis=0) / (sites - 1)
-    within = np.square(residual).sum(axis=(0, 1)) / ((steps - 1) * (sites - 1))
-    noise, signal = float(within.sum()), float(between.sum())
-    if signal == 0.0:
-        return 1.0, np.zeros_like(grand)
-    p = f_survival(signal / noise if noise > 0.0 else math.inf, sites - 1, (steps - 1) * (sites - 1))
-    return p, np.sqrt(np.maximum(between - within, 0.0) / steps)
+    sites = len(deviation_sum)
+    explained = np.square(deviation_sum).sum(axis=0) / steps
+    between = explained / (sites - 1)
+    within = np.maximum(square_sum - explained, 0.0) / ((steps - 1) * (sites - 1))
+    return between, within
+
+
+def same_sites_p(between: float, within: float, sites: int, steps: int) -> float:
+    """Return the p-value that all call sites see the same data.
+
+    ``between`` and ``within`` are mean squares summed over channels. Channels are correlated, therefore the pooled
+    ratio is held against the F distribution of a single channel: exact when all channels move together, conservative
+    otherwise.
+    """
+    if between <= 0.0:
+        return 1.0
+    ratio = between / within if within > 0.0 else math.inf
+    return f_survival(ratio, sites - 1, (steps - 1) * (sites - 1))

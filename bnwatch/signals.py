@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
 
     Float32 = NDArray[np.float32]
+    Float64 = NDArray[np.float64]
 
 STATISTICS = (
     "count",
@@ -49,9 +50,22 @@ the spread of batch means over steps, NaN until there are two samples; non_finit
 batch or running statistics; flags: a `Flag`.
 """
 
-SITE_STATISTICS = ("between_shift", "between_p", "channel", "batch_mean", "batch_std", "running_mean", "running_std")
-"""Columns of a `SharedSites` table: the systematic difference between the sites of a layer in standard deviations
-(root mean square over channels), the p-value of no difference, then the most different channel and its statistics."""
+SITE_STATISTICS = (
+    "between_shift",
+    "between_scale",
+    "between_p",
+    "channel",
+    "batch_mean",
+    "batch_std",
+    "running_mean",
+    "running_std",
+)
+"""Columns of a `SharedSites` table.
+
+between_shift: standard deviation between the sites' batch means, in standard deviations of the activations, noise
+taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_p: p-value
+that the sites see the same data; then the channel in which they differ most, and its statistics at each site.
+"""
 
 WINDOW = 16
 """Samples that windowed signals look back on: enough for a variance, short against the drift of the parameters."""
@@ -74,12 +88,25 @@ class Flag(IntFlag):
     """The batch statistics changed since the first sample."""
 
 
+LEARNING_ALPHA = 1e-6
+"""Probability of a guesser reaching the training accuracy, below which the network is said to learn."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedSites:
     """How far apart the call sites of one layer are; ``values`` is ``(sites, len(SITE_STATISTICS))``."""
 
     layer: str
     values: Float32
+
+    def __getitem__(self, statistic: str) -> float:
+        """Return a statistic of the layer as a whole, one of the first four of `SITE_STATISTICS`."""
+        return float(self.values[0, SITE_STATISTICS.index(statistic)])
+
+    def rows(self) -> Iterator[dict[str, float]]:
+        """Yield the statistics of each call site by name."""
+        for row in self.values:
+            yield dict(zip(SITE_STATISTICS, row.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +170,10 @@ class Signals:
     """Internal errors of the watch itself."""
     unused_allowances: tuple[str, ...] = ()
     """Patterns of ``allow`` that matched nothing, known when the run ends."""
+    samples: int = 0
+    """Sampled steps seen in all."""
+    evaluated: int = 0
+    """Evaluations seen in all."""
     _history: _History | None = None
 
     @property
@@ -162,6 +193,32 @@ class Signals:
         seen = [deq[-1].epoch for deq in (self.tables, self.evaluations, self.looks) if deq]
         return max(seen, default=0)
 
+    @property
+    def chance(self) -> float | None:
+        """Return the accuracy of always naming the most frequent class; None while classes are not known.
+
+        The largest share of a class among labels that were seen, else one over the number of classes.
+        """
+        if self.cells is not None:
+            for _, row in self.cells.rows():
+                return max(next(iter(row.values())).majority, 1.0 / self.cells.classes)
+        for evaluation in reversed(self.evaluations):
+            if evaluation.majority is not None:
+                return evaluation.majority
+            if evaluation.classes > 1:
+                return 1.0 / evaluation.classes
+        outputs = self.looks[-1].layers[-1].units if self.looks and self.looks[-1].layers else 0
+        return 1.0 / outputs if outputs > 1 else None
+
+    @property
+    def learning(self) -> bool:
+        """Return whether the latest training accuracy is beyond what guessing gives."""
+        table, chance = self.table, self.chance
+        if table is None or table.accuracy is None or not table.examples or chance is None:
+            return False
+        right = round(table.accuracy * table.examples)
+        return moments.binomial_survival(right, table.examples, chance) < LEARNING_ALPHA
+
     def attach(self, attachment: Attachment) -> None:
         """Learn which layers are watched."""
         self.attachment = attachment
@@ -174,7 +231,13 @@ class Signals:
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
         table = self._history.table(snapshot)
         self.tables.append(table)
+        self.samples += 1
         return table
+
+    def evaluate(self, record: EvaluationRecord) -> None:
+        """Take an evaluation."""
+        self.evaluations.append(record)
+        self.evaluated += 1
 
     def sites(self, flag: Flag | None = None) -> Iterator[SiteSignals]:
         """Yield the call sites of the latest sample, in the order of the forward pass; only those with a flag."""
@@ -202,14 +265,6 @@ class Signals:
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
 
-    def samples_with(self, site: CallSite, flag: Flag, last: int) -> int:
-        """Return in how many of the ``last`` samples a site carried a flag."""
-        found = 0
-        for table in list(self.tables)[-last:]:
-            if site in table.sites:
-                found += bool(int(table.values[table.sites.index(site), STATISTICS.index("flags")]) & int(flag))
-        return found
-
 
 def gap(evaluation: EvaluationRecord) -> tuple[float, float] | None:
     """Return training minus evaluation accuracy and the one-sided p-value that sampling alone explains it.
@@ -230,97 +285,178 @@ class _History:
     """Per-channel memory of the last samples, flat over all sites so that every signal is a few array operations."""
 
     def __init__(self) -> None:
-        self.sites: tuple[CallSite, ...] = ()
-        self.starts = np.zeros(0, dtype=np.intp)
-        self.first: tuple[NDArray[np.floating], ...] | None = None
-        self.previous: NDArray[np.float64] | None = None
-        self.noise: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
-        self.windows: dict[str, deque[NDArray[np.float64]]] = {}
+        self._layout: tuple[tuple[CallSite, int], ...] = ()
 
     def table(self, snapshot: StepSnapshot) -> SignalTable:
         calls = snapshot.calls
-        sites = tuple(call.site for call in calls)
-        if not calls:
-            return SignalTable(
-                snapshot.step, snapshot.epoch, (), np.zeros((0, len(STATISTICS)), np.float32),
-                accuracy=snapshot.accuracy, loss=snapshot.loss, examples=snapshot.examples,
-            )  # fmt: skip
-        channels = np.array([len(call.batch.mean) for call in calls])
-        if sites != self.sites or len(self.starts) != len(channels) or int(channels.sum()) != self._total:
-            self._reset(sites, channels)
-        with np.errstate(all="ignore"):
-            values = self._values(calls, channels)
+        values, shared = np.zeros((0, len(STATISTICS)), np.float32), ()
+        if calls:
+            layout = tuple((call.site, len(call.batch.mean)) for call in calls)
+            if layout != self._layout:
+                self._reset(layout)
+            with np.errstate(all="ignore"):
+                values, shared = self._values(calls)
         return SignalTable(
-            snapshot.step, snapshot.epoch, sites, values, self._shared(calls),
-            snapshot.accuracy, snapshot.loss, snapshot.examples,
-        )  # fmt: skip
-
-    def _reset(self, sites: tuple[CallSite, ...], channels: NDArray[np.intp]) -> None:
-        self.sites = sites
-        self.starts = np.concatenate([[0], np.cumsum(channels)[:-1]]).astype(np.intp)
-        self._total = int(channels.sum())
-        self.first = self.previous = None
-        self.noise.clear()
-        self.windows.clear()
-
-    def _values(self, calls: Sequence[CallRecord], channels: NDArray[np.intp]) -> Float32:
-        raw = tuple(
-            np.concatenate(parts)
-            for parts in (
-                [c.batch.mean for c in calls],
-                [c.batch.var for c in calls],
-                [c.running.mean for c in calls],
-                [c.running.var for c in calls],
-            )
+            step=snapshot.step,
+            epoch=snapshot.epoch,
+            sites=tuple(call.site for call in calls),
+            values=values,
+            shared=shared,
+            accuracy=snapshot.accuracy,
+            loss=snapshot.loss,
+            examples=snapshot.examples,
         )
+
+    def _reset(self, layout: tuple[tuple[CallSite, int], ...]) -> None:
+        self._layout = layout
+        self._channels = np.array([channels for _, channels in layout])
+        self._starts = np.concatenate([[0], np.cumsum(self._channels)[:-1]]).astype(np.intp)
+        self._first: list[NDArray[np.floating]] | None = None
+        self._previous: Float64 | None = None
+        self._noise: deque[Float64] = deque(maxlen=WINDOW)
+        self._groups = _site_groups(layout, self._starts)
+
+    def _spread(self, per_site: Sequence[float]) -> Float64:
+        """Repeat one value a site over the site's channels."""
+        return np.repeat(np.asarray(per_site, dtype=np.float64), self._channels)
+
+    def _average(self, per_channel: Float64) -> Float64:
+        return np.add.reduceat(per_channel, self._starts) / self._channels
+
+    def _any(self, per_channel: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.logical_or.reduceat(per_channel, self._starts)
+
+    def _values(self, calls: Sequence[CallRecord]) -> tuple[Float32, tuple[SharedSites, ...]]:
+        raw = [
+            np.concatenate([call.batch.mean for call in calls]),
+            np.concatenate([call.batch.var for call in calls]),
+            np.concatenate([call.running.mean for call in calls]),
+            np.concatenate([call.running.var for call in calls]),
+        ]
+        if self._first is None:
+            self._first = [part.copy() for part in raw]
         mean, var, running_mean, stored_var = (part.astype(np.float64) for part in raw)
-        repeat = channels.tolist()
-        count = np.array([c.batch.count for c in calls], dtype=np.float64)
-        bessel = np.where([c.running.bessel_corrected for c in calls], count / np.maximum(count - 1.0, 1.0), 1.0)
-        running_var = stored_var / np.repeat(bessel, repeat)
-        epsilon = np.repeat([c.spec.epsilon for c in calls], repeat)
-
-        def average(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.add.reduceat(x, self.starts) / channels
-
-        shift = np.square(mean - running_mean) / (running_var + epsilon)
-        ratio = np.log((var + epsilon) / (running_var + epsilon))
-        broken_batch = ~(np.isfinite(mean) & np.isfinite(var))
-        broken_running = ~(np.isfinite(running_mean) & np.isfinite(stored_var))
-
-        def any_of(x: NDArray[np.bool_]) -> NDArray[np.bool_]:
-            return np.logical_or.reduceat(x, self.starts)
-
-        if self.first is None:
-            self.first = tuple(part.copy() for part in raw)
-        differs = [a != b for a, b in zip(raw, self.first, strict=True)]
-        initial = np.array([c.spec.initial for c in calls])
-        at_initial = (running_mean == np.repeat(initial[:, 0], repeat)) & (stored_var == np.repeat(initial[:, 1], repeat))
+        count = np.array([call.batch.count for call in calls], dtype=np.float64)
+        corrected = [moments.bessel_factor(c.batch.count) if c.running.bessel_corrected else 1.0 for c in calls]
+        running_var = stored_var / self._spread(corrected)
+        epsilon = self._spread([call.spec.epsilon for call in calls])
+        finite_batch = np.isfinite(mean) & np.isfinite(var)
+        finite_running = np.isfinite(running_mean) & np.isfinite(stored_var)
+        mean_moved, var_moved, running_moved, running_var_moved = (
+            now != first for now, first in zip(raw, self._first, strict=True)
+        )
+        initial_mean = self._spread([call.spec.initial[0] for call in calls])
+        initial_var = self._spread([call.spec.initial[1] for call in calls])
         flags = (
-            Flag.NON_FINITE_BATCH * any_of(broken_batch)
-            + Flag.NON_FINITE_RUNNING * any_of(broken_running)
-            + Flag.UNMOVED * ~any_of(differs[2] | differs[3])
-            + Flag.INITIAL * ~any_of(~at_initial)
-            + Flag.NEGATIVE_VARIANCE * any_of(stored_var < 0)
-            + Flag.BATCH_VARIED * any_of(differs[0] | differs[1])
+            Flag.NON_FINITE_BATCH * self._any(~finite_batch)
+            + Flag.NON_FINITE_RUNNING * self._any(~finite_running)
+            + Flag.UNMOVED * ~self._any(running_moved | running_var_moved)
+            + Flag.INITIAL * ~self._any((running_mean != initial_mean) | (stored_var != initial_var))
+            + Flag.NEGATIVE_VARIANCE * self._any(stored_var < 0)
+            + Flag.BATCH_VARIED * self._any(mean_moved | var_moved)
         )
         columns = {
             "count": count,
-            "updates": np.array([math.nan if c.running.updates is None else c.running.updates for c in calls]),
-            "batch_mean": average(mean),
-            "batch_std": np.sqrt(average(var)),
-            "running_mean": average(running_mean),
-            "running_std": np.sqrt(average(running_var)),
-            "mean_shift": np.sqrt(average(shift)),
-            "std_ratio": np.exp(average(ratio) / 2.0),
-            "effective_samples": self._effective_samples(mean, var + epsilon, average),
-            "non_finite": np.add.reduceat((broken_batch | broken_running).astype(np.float64), self.starts),
-            "flags": flags.astype(np.float64),
+            "updates": [math.nan if call.running.updates is None else call.running.updates for call in calls],
+            "batch_mean": self._average(mean),
+            "batch_std": np.sqrt(self._average(var)),
+            "running_mean": self._average(running_mean),
+            "running_std": np.sqrt(self._average(running_var)),
+            "mean_shift": np.sqrt(self._average(np.square(mean - running_mean) / (running_var + epsilon))),
+            "std_ratio": np.exp(self._average(np.log((var + epsilon) / (running_var + epsilon))) / 2.0),
+            "effective_samples": self._effective_samples(mean, var + epsilon),
+            "non_finite": np.add.reduceat(~(finite_batch & finite_running), self._starts, dtype=np.float64),
+            "flags": flags,
         }
-        return np.stack([columns[name] for name in STATISTICS], axis=1).astype(np.float32)
+        values = np.stack([np.asarray(columns[name], dtype=np.float32) for name in STATISTICS], axis=1)
+        shared = [s for group in self._groups for s in group.update(mean, var + epsilon, running_mean, running_var)]
+        return values, tuple(shared)
 
-    def _effective_samples(self, mean: NDArray[np.float64], var: NDArray[np.float64], average: object) -> object:
-        raise NotImplementedError
+    def _effective_samples(self, mean: Float64, var: Float64) -> Float64:
+        """Return m with Var(batch mean) = var / m, from successive differences of the batch mean.
 
-    def _shared(self, calls: Sequence[CallRecord]) -> tuple[SharedSites, ...]:
-        raise NotImplementedError
+        Successive differences (von Neumann 1941) leave out the slow drift that training causes.
+        """
+        if self._previous is not None:
+            self._noise.append(self._average(np.square(mean - self._previous) / (2.0 * var)))
+        self._previous = mean
+        if not self._noise:
+            return np.full(len(self._channels), math.nan)
+        return 1.0 / np.mean(self._noise, axis=0)
+
+
+def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.intp]) -> list[_SiteGroup]:
+    """Group the shared layers by how many call sites they have on the first replica."""
+    places: dict[str, list[int]] = {}
+    for number, (site, _) in enumerate(layout):
+        if site.replica == 0:
+            places.setdefault(site.layer, []).append(number)
+    by_sites: dict[int, dict[str, list[int]]] = {}
+    for layer, numbers in places.items():
+        if len(numbers) > 1:
+            by_sites.setdefault(len(numbers), {})[layer] = numbers
+    return [
+        _SiteGroup(
+            list(layers),
+            np.array([layout[numbers[0]][1] for numbers in layers.values()]),
+            np.concatenate(
+                [starts[numbers][:, None] + np.arange(layout[numbers[0]][1]) for numbers in layers.values()], axis=1
+            ),
+        )
+        for layers in by_sites.values()
+    ]
+
+
+class _SiteGroup:
+    """All layers with the same number of call sites: sums over a window of how far each site is from their mean."""
+
+    def __init__(self, layers: list[str], channels: NDArray[np.intp], index: NDArray[np.intp]) -> None:
+        self._layers, self._index = layers, index
+        self._starts = np.concatenate([[0], np.cumsum(channels)[:-1]]).astype(np.intp)
+        self._window: deque[Float64] = deque()
+        self._sum = np.zeros((2, *index.shape))
+        self._squares = np.zeros((2, index.shape[1]))
+
+    def update(self, mean: Float64, var: Float64, running_mean: Float64, running_var: Float64) -> list[SharedSites]:
+        """Add a sample; return one table a layer once there are two samples."""
+        site_mean, site_var = mean[self._index], var[self._index]
+        values = np.stack([site_mean, 0.5 * np.log(site_var)])
+        if not np.isfinite(values).all():
+            return []
+        deviation = values - values.mean(axis=1, keepdims=True)
+        self._add(deviation)
+        steps, sites = len(self._window), len(self._index)
+        if steps < 2:  # noqa: PLR2004 - a spread needs two
+            return []
+        tests = [moments.site_variances(self._sum[q], self._squares[q], steps) for q in (0, 1)]
+        pooled = site_var.mean(axis=0)
+        apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
+        apart[0] = apart[0] / pooled
+        found = []
+        for n, layer in enumerate(self._layers):
+            stop = self._starts[n + 1] if n + 1 < len(self._starts) else len(pooled)
+            part = slice(self._starts[n], stop)
+            p = min(
+                moments.same_sites_p(float(between[part].sum()), float(within[part].sum()), sites, steps)
+                for between, within in tests
+            )
+            worst = int(self._starts[n] + np.argmax(np.abs(deviation[0][:, part]).max(axis=0) / np.sqrt(pooled[part])))
+            row = self._index[:, worst]
+            rows = np.empty((sites, len(SITE_STATISTICS)), np.float32)
+            rows[:, 0] = math.sqrt(float(apart[0][part].mean()))
+            rows[:, 1] = math.sqrt(float(apart[1][part].mean()))
+            rows[:, 2] = min(1.0, 2.0 * p)
+            rows[:, 3] = worst - self._starts[n]
+            rows[:, 4], rows[:, 5] = mean[row], np.sqrt(var[row])
+            rows[:, 6], rows[:, 7] = running_mean[row], np.sqrt(running_var[row])
+            found.append(SharedSites(layer, rows))
+        return found
+
+    def _add(self, deviation: Float64) -> None:
+        self._window.append(deviation)
+        self._sum += deviation
+        self._squares += np.square(deviation).sum(axis=1)
+        if len(self._window) > WINDOW:
+            oldest = self._window.popleft()
+            self._sum -= oldest
+            self._squares -= np.square(oldest).sum(axis=1)

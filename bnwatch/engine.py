@@ -1,0 +1,148 @@
+"""Runs the rules: what appears, persists and clears; what is allowed; which diagnosis is a consequence of which."""
+
+from __future__ import annotations
+
+import dataclasses
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Diagnosis, Severity, Skipped
+from bnwatch.rules import CATALOGUE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from bnwatch.rules import Finding, Rule
+    from bnwatch.signals import Signals
+
+QUIET_LOOKS = 2
+"""How often in a row a rule must look and find nothing before its diagnosis is cleared: one look may be a fluke."""
+
+
+class Allowances:
+    """The user's ``allow``: ``{"BN101": "why"}`` or ``{"BN101:encoder/*": "why"}``.
+
+    Raises:
+        ValueError: an unknown rule, or no reason; the message names the entry and what is accepted.
+    """
+
+    def __init__(self, allow: Mapping[str, str] | None, rules: Sequence[Rule] = CATALOGUE) -> None:
+        ids = {name: r.id for r in rules for name in (r.id, r.name)}
+        self._patterns: list[tuple[str, str, str, str]] = []
+        self.unused: set[str] = set()
+        for entry, reason in (allow or {}).items():
+            name, _, subject = entry.partition(":")
+            if name not in ids:
+                msg = f"allow: unknown rule {name!r} in {entry!r}; `bnwatch rules` lists them, for example 'BN101'"
+                raise ValueError(msg)
+            if not isinstance(reason, str) or not reason.strip():
+                msg = f"allow: {entry!r} needs a reason, a non-empty text such as 'siamese towers, same data'"
+                raise ValueError(msg)
+            self._patterns.append((ids[name], subject or "*", reason, entry))
+            self.unused.add(entry)
+
+    def reason(self, rule: str, subject: str) -> str | None:
+        """Return why a finding is allowed, None where it is not."""
+        for rule_id, pattern, reason, entry in self._patterns:
+            if rule_id == rule and fnmatchcase(subject, pattern):
+                self.unused.discard(entry)
+                return reason
+        return None
+
+
+class Engine:
+    """Holds the state of every diagnosis of one run."""
+
+    def __init__(self, allow: Allowances | None = None, rules: Iterable[Rule] = CATALOGUE) -> None:
+        self._allow = allow or Allowances(None)
+        self._rules = tuple(rules)
+        self._diagnoses: dict[str, Diagnosis] = {}
+        self._quiet: dict[str, int] = {}
+        self._skipped: dict[str, Skipped] = {}
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state: active first, causes before consequences, gravest first."""
+        return tuple(
+            sorted(
+                self._diagnoses.values(),
+                key=lambda d: (d.state != "active", bool(d.causes), -d.severity, d.step, d.rule),
+            )
+        )
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look the last time."""
+        return tuple(self._skipped.values())
+
+    def needs(self, experiment: str) -> bool:
+        """Return whether a rule waits for that experiment."""
+        return any(s.needs == experiment for s in self._skipped.values())
+
+    def run(self, signals: Signals) -> list[Diagnosis]:
+        """Run every rule; return the diagnoses that appeared, changed or cleared."""
+        before = dict(self._diagnoses)
+        for rule in self._rules:
+            outcomes = rule.check(signals)
+            skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
+            self._skipped.pop(rule.id, None)
+            if skipped:
+                self._skipped[rule.id] = next((s for s in skipped if s.needs), skipped[0])
+            found = {self._hold(rule, o, signals) for o in outcomes if not isinstance(o, Skipped)}
+            if not skipped:
+                self._clear(rule, found)
+        self._fold()
+        return [d for key, d in self._diagnoses.items() if _changed(before.get(key), d)]
+
+    def _hold(self, rule: Rule, finding: Finding, signals: Signals) -> str:
+        step, epoch = signals.step, signals.epoch
+        key = f"{rule.id} {finding.subject}"
+        known = self._diagnoses.get(key)
+        reason = self._allow.reason(rule.id, finding.subject)
+        again = known is not None and known.state != "cleared"
+        self._quiet.pop(key, None)
+        self._diagnoses[key] = Diagnosis(
+            rule=rule.id,
+            name=rule.name,
+            severity=finding.severity or rule.severity,
+            subject=finding.subject,
+            message=finding.message,
+            step=known.step if known and again else step,
+            epoch=known.epoch if known and again else epoch,
+            last_step=step,
+            evidence=finding.evidence,
+            table=finding.table,
+            notes=finding.notes,
+            helps=finding.helps,
+            state="active" if reason is None else "allowed",
+            reason=reason,
+        )
+        return key
+
+    def _clear(self, rule: Rule, found: set[str]) -> None:
+        for key, diagnosis in self._diagnoses.items():
+            if diagnosis.rule != rule.id or key in found or diagnosis.state == "cleared":
+                continue
+            self._quiet[key] = self._quiet.get(key, 0) + 1
+            if self._quiet[key] >= QUIET_LOOKS:
+                self._diagnoses[key] = dataclasses.replace(diagnosis, state="cleared")
+
+    def _fold(self) -> None:
+        """Name the causes of each active diagnosis: active ones of a rule that explains it, of warning or above."""
+        explains = {rule.id: rule.causes for rule in self._rules}
+        active = [d for d in self._diagnoses.values() if d.state != "cleared"]
+        for d in active:
+            causes = tuple(
+                c.key for c in active if c.rule in explains.get(d.rule, ()) and c.severity >= Severity.WARNING
+            )
+            if causes != d.causes:
+                self._diagnoses[d.key] = dataclasses.replace(d, causes=causes)
+
+
+def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:
+    """Return whether a reader would want to be told: numbers that merely moved on are no news."""
+    if before is None:
+        return True
+    return (before.state, before.severity, before.causes, before.step) != (
+        now.state, now.severity, now.causes, now.step,
+    )  # fmt: skip

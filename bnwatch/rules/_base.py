@@ -1,0 +1,92 @@
+"""The rule type: a named, documented, tunable check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Literal
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
+from bnwatch.signals import Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A number that decides, and where it comes from."""
+
+    value: float
+    kind: Literal["derived", "measured", "convention"]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule body yields where it fires; the engine adds the rest of the `Diagnosis`.
+
+    ``severity`` is given where it differs from the rule's own.
+    """
+
+    subject: str
+    message: str
+    evidence: Mapping[str, Quantity] = field(default_factory=dict)
+    table: Table | None = None
+    notes: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
+    severity: Severity | None = None
+
+
+Limits = Mapping[str, float]
+Body = Callable[[Signals, Limits], Iterator[Finding | Skipped]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of the catalogue.
+
+    Attributes:
+        id: public id, never reused.
+        name: states the bad pattern; reads well after "allow".
+        severity: of its findings, unless a finding says otherwise.
+        since: version that brought it.
+        summary: one line, from the docstring of the body.
+        causes: ids of rules whose diagnoses explain this one: it is then shown as their consequence.
+        thresholds: the numbers that decide.
+        body: yields findings, or `Skipped` where it could not look.
+    """
+
+    id: str
+    name: str
+    severity: Severity
+    since: str
+    summary: str
+    causes: tuple[str, ...]
+    thresholds: Mapping[str, Threshold]
+    body: Body
+
+    def check(self, signals: Signals, overrides: Limits | None = None) -> list[Finding | Skipped]:
+        """Run the body with the rule's thresholds, or others."""
+        limits = {name: threshold.value for name, threshold in self.thresholds.items()}
+        return list(self.body(signals, {**limits, **(overrides or {})}))
+
+    def page(self) -> str:
+        """Return the rule's page, Markdown."""
+        return resources.files("bnwatch.rules").joinpath("pages", f"{self.id}.md").read_text(encoding="utf-8")
+
+
+def rule(
+    rule_id: str,
+    name: str,
+    *,
+    severity: Severity,
+    since: str = "0.1",
+    causes: tuple[str, ...] = (),
+    **thresholds: Threshold,
+) -> Callable[[Body], Rule]:
+    """Turn a generator function into a `Rule`; the first line of its docstring is the summary."""
+
+    def wrap(body: Body) -> Rule:
+        summary = (body.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        return Rule(rule_id, name, severity, since, summary, causes, thresholds, body)
+
+    return wrap

@@ -1,0 +1,78 @@
+"""BN101: one layer normalizes activations from several places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
+from bnwatch.rules._base import Finding, Limits, Threshold, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import SharedSites, Signals
+
+
+@rule(
+    "BN101",
+    "shared-batch-norm",
+    severity=Severity.WARNING,
+    samples=Threshold(4, "convention", "sampled steps from which the spread over steps is estimated"),
+    alpha=Threshold(1e-4, "convention", "false alarms per layer and look"),
+    shift=Threshold(0.1, "convention", "standard deviations by which evaluation would move the normalized output"),
+)
+def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """One layer normalizes two call sites or more whose statistics differ."""
+    for spec, sites, apart in signals.shared():
+        if apart is None or len(signals.tables) < limits["samples"]:
+            yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
+            continue
+        shift = max(apart["between_shift"], apart["between_scale"])
+        differ = apart["between_p"] < limits["alpha"] and shift > limits["shift"]
+        evidence = {
+            "call_sites": Quantity(len(sites), "a training step"),
+            "between_shift": Quantity(apart["between_shift"], "standard deviations between site means"),
+            "between_scale": Quantity(apart["between_scale"], "log standard deviations between site spreads"),
+            "p_value": Quantity(apart["between_p"], "that all sites see the same data"),
+        }
+        if differ:
+            yield Finding(
+                subject=spec.path,
+                message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
+                "and the sites see different data",
+                evidence=evidence,
+                table=_table(spec.path, apart),
+                notes=(
+                    f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
+                    "normalizes all of them with one mixture, which fits none",
+                ),
+                helps=(
+                    "give each call site its own BatchNormalization layer (they may share gamma and beta, "
+                    "but not running statistics)",
+                ),
+            )
+        else:
+            yield Finding(
+                subject=spec.path,
+                severity=Severity.INFO,
+                message=f"`{spec.path}` normalizes {len(sites)} call sites, so far with the same statistics",
+                evidence=evidence,
+                notes=("sharing is harmless as long as all call sites see the same distribution",),
+            )
+
+
+def _table(layer: str, apart: SharedSites) -> Table:
+    channel = int(apart["channel"])
+    return Table(
+        ("call site", f"batch mean (channel {channel})", "batch std", "running mean", "apart"),
+        tuple(
+            (
+                f"{layer}#{index}",
+                site["batch_mean"],
+                site["batch_std"],
+                site["running_mean"],
+                f"{abs(site['batch_mean'] - site['running_mean']) / site['running_std']:.1f} std",
+            )
+            for index, site in enumerate(apart.rows())
+        ),
+    )

@@ -1,0 +1,41 @@
+"""BN103: evaluation normalizes with batch statistics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule("BN103", "training-mode-evaluation", severity=Severity.ERROR)
+def training_mode_evaluation(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
+    """Evaluation normalizes with the statistics of its own batches."""
+    if not signals.evaluations:
+        yield Skipped("BN103", "no evaluation was seen")
+        return
+    layers = signals.evaluations[-1].batch_statistics
+    if not layers:
+        return
+    first = f"`{layers[0]}`" + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+    yield Finding(
+        subject=layers[0] if len(layers) == 1 else "model",
+        message=f"evaluation ran in training mode: {first} normalized with batch statistics",
+        evidence={
+            "layers": Quantity(len(layers), "in training mode during evaluation"),
+            "watched": Quantity(len(signals.specs), "layers"),
+        },
+        notes=(
+            "the result of each example then depends on the other examples of its batch, and, where the layer also "
+            "updates, evaluation data leak into the running statistics",
+        ),
+        helps=(
+            "Chainer: evaluate inside `with chainer.using_config('train', False):`",
+            "Keras: call the model with `training=False`, and do not pass `training=True` inside `call`",
+        ),
+    )

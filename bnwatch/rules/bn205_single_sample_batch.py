@@ -1,0 +1,45 @@
+"""BN205: one element per channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, Threshold, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule(
+    "BN205",
+    "single-sample-batch",
+    severity=Severity.ERROR,
+    samples=Threshold(2, "convention", "sampled steps in a row; one alone may be a trailing batch"),
+)
+def single_sample_batch(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """A layer normalizes one element per channel, so its output is beta whatever the input."""
+    last = list(signals.tables)[-int(limits["samples"]) :]
+    for number, site in enumerate(signals.sites()):
+        if site.count != 1 or len(last) < limits["samples"]:
+            continue
+        if any(t.sites != last[-1].sites or t.column("count")[number] != 1 for t in last):
+            continue
+        yield Finding(
+            subject=site.spec.path,
+            message=f"`{site.spec.path}` normalizes one element per channel: its output is beta, whatever the input",
+            evidence={
+                "count": Quantity(1, "element per channel"),
+                "effective_samples": Quantity(1, "needed at least 2 for a variance"),
+            },
+            notes=(
+                "with one element the batch mean is the element itself and the batch variance is 0; the running "
+                f"variance decays to 0 as {site.spec.decay:g}^n",
+            ),
+            helps=(
+                "train with batches of several examples (16 or more)",
+                "or use a normalization that does not depend on the batch: GroupNormalization, LayerNormalization",
+            ),
+        )

@@ -1,0 +1,115 @@
+"""BN302: accuracy is what guessing gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch import moments
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, Threshold, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.evidence import Cells
+    from bnwatch.records import EvaluationRecord
+    from bnwatch.signals import Signals
+
+
+@rule(
+    "BN302",
+    "chance-level-accuracy",
+    severity=Severity.ERROR,
+    causes=("BN306", "BN401"),
+    alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
+    constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
+    patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
+)
+def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """Training and evaluation accuracy are what guessing gives."""
+    evaluations = [e for e in signals.evaluations if e.accuracy is not None]
+    if not evaluations:
+        yield Skipped("BN302", "no evaluation accuracy was seen")
+        return
+    chance = signals.chance
+    last = evaluations[-1]
+    if chance is None or not last.examples:
+        yield Skipped("BN302", "the number of classes or of evaluation examples is not known", needs="cells")
+        return
+    stuck = 0
+    for evaluation in reversed(evaluations):
+        if not _at_chance(evaluation, chance, limits["alpha"]):
+            break
+        stuck += 1
+    if not stuck:
+        return
+    current = [look for look in signals.looks if look.step <= signals.step][-2:]
+    constant = len(current) == 2 and all(  # noqa: PLR2004 - two looks, as the catalogue asks
+        look.layers and look.layers[-1].spread < limits["constant"] for look in current
+    )
+    if not constant and stuck < limits["patience"]:
+        yield Skipped("BN302", f"at chance for {stuck} evaluations; whether the output varies is not known", "look")
+        return
+    cells = signals.cells
+    if cells is None or cells.step < evaluations[-stuck].step:
+        cells = None
+        yield Skipped("BN302", "whether the running statistics are to blame is to be measured", needs="cells")
+    first = current[-1].first_constant(limits["constant"]) if current else None
+    yield Finding(
+        subject="model",
+        message=_message(last, stuck, constant=constant),
+        evidence={
+            "evaluation_accuracy": Quantity(
+                last.accuracy or 0.0,
+                f"on {last.examples:,} examples",
+                moments.binomial_interval(last.accuracy or 0.0, last.examples),
+            ),
+            "chance": Quantity(chance, "what always naming the most frequent class gives"),
+            "evaluations": Quantity(stuck, "in a row at chance"),
+            **({"training_accuracy": Quantity(last.train_accuracy)} if last.train_accuracy is not None else {}),
+        },
+        notes=(
+            *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
+            *_innocence(cells),
+        ),
+        helps=(
+            ("look at that layer and at what feeds it",)
+            if first
+            else (
+                "check that labels match their examples, and that loss and output layer fit each other "
+                "(softmax with from_logits=False, none with from_logits=True)",
+                "try to overfit one batch of 32 examples: a network that cannot has a learning rate or a wiring fault",
+            )
+        ),
+    )
+
+
+def _message(last: EvaluationRecord, stuck: int, *, constant: bool) -> str:
+    times = f"{stuck} evaluations in a row" if stuck > 1 else "this evaluation"
+    both = f" (training {last.train_accuracy:.1%})" if last.train_accuracy is not None else ""
+    what = "the network gives the same output for every example" if constant else "that is what guessing gives"
+    return f"accuracy is at chance level, {last.accuracy:.1%}{both}, in {times}: {what}"
+
+
+def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+    """Return whether both accuracies are what a constant predictor or a guesser can reach."""
+    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    return all(
+        moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
+        for accuracy, examples in pairs
+        if accuracy is not None and examples
+    )
+
+
+def _innocence(cells: Cells | None) -> tuple[str, ...]:
+    """Say what the cells say of the running statistics."""
+    if cells is None:
+        return ()
+    _, row = next(cells.rows())
+    gained, p = row["batch"].gain_over(row["running"])
+    if gained > 0.0 and p < 1e-3:
+        return (f"with batch statistics the same examples give {row['batch'].accuracy:.1%}",)
+    return (
+        f"the running statistics are innocent: the same {row['batch'].examples:,} examples give "
+        f"{row['batch'].accuracy:.1%} with batch statistics and {row['running'].accuracy:.1%} with running statistics",
+    )

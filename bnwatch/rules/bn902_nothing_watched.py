@@ -1,0 +1,29 @@
+"""BN902: there is no batch normalization to watch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule("BN902", "nothing-watched", severity=Severity.WARNING)
+def nothing_watched(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
+    """The model has no batch-normalization layer that can be watched."""
+    attachment = signals.attachment
+    if attachment is None or attachment.layers or signals.specs:
+        return
+    unsupported = [f"`{path}`: {reason}" for path, reason in attachment.unsupported.items()]
+    yield Finding(
+        subject="model",
+        message="the model has no batch-normalization layer that can be watched",
+        evidence={"unsupported": Quantity(len(unsupported), "layers that normalize but cannot be watched")},
+        notes=(*unsupported, "accuracy is still watched (BN302, BN306)"),
+        helps=("check that the watched model is the one that is trained",),
+    )

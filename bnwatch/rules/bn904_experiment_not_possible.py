@@ -1,0 +1,25 @@
+"""BN904: an experiment was wanted and could not be run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule("BN904", "experiment-not-possible", severity=Severity.INFO)
+def experiment_not_possible(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
+    """A diagnosis called for an experiment that could not be run."""
+    if signals.refused:
+        yield Finding(
+            subject="model",
+            message=f"an experiment that would decide could not be run: {signals.refused}",
+            notes=("diagnoses that rest on it stay undecided",),
+            helps=("pass `probe=(x, y)` with a few hundred examples and their class labels",),
+        )

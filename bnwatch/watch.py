@@ -1,0 +1,402 @@
+"""`Watch`: the front door. Takes what was seen, keeps the signals, runs the rules, tells the sinks and the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bnwatch import evidence, render
+from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Diagnosis, Report, Severity, Skipped
+from bnwatch.engine import Allowances, Engine
+from bnwatch.records import (
+    Attachment,
+    BatchStatistics,
+    CallRecord,
+    CallSite,
+    EvaluationRecord,
+    LayerSpec,
+    RunningStatistics,
+    StepSnapshot,
+)
+from bnwatch.signals import Signals
+from bnwatch.sinks.console import ConsoleSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import ArrayLike
+
+    from bnwatch.evidence import Laboratory
+    from bnwatch.sinks import Item, Sink
+
+    OnDiagnosis = Literal["warn", "raise", "log"] | Callable[[Diagnosis], None]
+
+DENSE_STEPS = 8
+"""The first steps are all sampled; from there on the interval doubles with the step until it reaches ``every``."""
+
+
+class Watch:
+    """Watches one training run.
+
+    An adapter feeds it; a framework without one is fed by hand with `record`, `step` and `evaluation`.
+
+    Args:
+        log_dir: directory for TensorBoard event files; None writes none.
+        every: sampling interval in training steps; the first steps are sampled densely.
+        probe: ``(x, y)`` for the experiments, in place of the examples kept from the training.
+        allow: what is known and accepted: ``{"BN101": "why"}`` or ``{"BN101:encoder/*": "why"}``.
+        on_diagnosis: for each diagnosis of severity warning or error: ``"warn"`` issues a `BatchNormWarning`,
+            ``"log"`` logs to the logger ``bnwatch``, ``"raise"`` raises `BatchNormError`, a callable is called with it.
+        experiments: ``"auto"`` runs those that a diagnosis needs, and once when training ends; False runs none.
+        sinks: further places to write to.
+
+    Raises:
+        ValueError: an argument is not what is accepted; one sentence says which and what is.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None,
+        *,
+        every: int = 50,
+        probe: tuple[Any, Any] | None = None,
+        allow: Mapping[str, str] | None = None,
+        on_diagnosis: OnDiagnosis = "warn",
+        experiments: Literal["auto"] | bool = "auto",
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        _check_arguments(log_dir, every, probe, on_diagnosis, experiments)
+        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.every, self.probe, self.enabled = every, probe, True
+        self.experiments = experiments is not False
+        self._on_diagnosis = on_diagnosis
+        self._allow = Allowances(allow)
+        self.signals = Signals()
+        self._engine = Engine(self._allow)
+        self._console = ConsoleSink(self.log_dir)
+        self._sinks: list[Sink] = [*sinks]
+        self._opened = self._closed = False
+        self._told: dict[str, Severity] = {}
+        self._calls: list[CallRecord] = []
+        self._step = 0
+        self._accuracy: list[tuple[float, int]] = []
+        self._experimented = -1
+
+    # What a user calls.
+
+    def __enter__(self) -> Watch:
+        """Return the watch."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Close, whatever happened inside."""
+        self.close()
+
+    def record(
+        self,
+        layer: str,
+        *,
+        batch_mean: ArrayLike,
+        batch_var: ArrayLike,
+        count: int,
+        running_mean: ArrayLike,
+        running_var: ArrayLike,
+        decay: float,
+        site: int = 0,
+        epsilon: float = 1e-5,
+        updates: int | None = None,
+        bessel_corrected: bool = False,
+        kind: str = "BatchNormalization",
+    ) -> None:
+        """Record one training-mode call of a layer in the current step; see `records` for the meaning of each number.
+
+        Raises:
+            ValueError: the statistics have different lengths, or a number lies outside its range.
+        """
+        if not self.enabled:
+            return
+        given = {
+            "batch_mean": batch_mean, "batch_var": batch_var, "running_mean": running_mean, "running_var": running_var,
+        }  # fmt: skip
+        arrays = {name: np.asarray(value).reshape(-1) for name, value in given.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1 or not lengths["batch_mean"]:
+            msg = f"record({layer!r}): the four statistics need one number a channel each, got lengths {lengths}"
+            raise ValueError(msg)
+        if not 0.0 <= decay <= 1.0:
+            msg = f"record({layer!r}): decay must lie in [0, 1], the weight of the old value, got {decay!r}"
+            raise ValueError(msg)
+        if count < 1:
+            msg = f"record({layer!r}): count must be at least 1, the elements per channel, got {count!r}"
+            raise ValueError(msg)
+        spec = LayerSpec(layer, kind, lengths["batch_mean"], epsilon, decay, bessel_corrected)
+        self._calls.append(
+            CallRecord(
+                spec,
+                CallSite(layer, site),
+                BatchStatistics(arrays["batch_mean"], arrays["batch_var"], int(count)),
+                RunningStatistics(arrays["running_mean"], arrays["running_var"], decay, updates, bessel_corrected),
+            )
+        )
+
+    def step(self, *, accuracy: float | None = None, loss: float | None = None, examples: int = 1) -> None:
+        """End a training step; accuracy and loss are those of its batch of ``examples``."""
+        with self.guard("ending a step"):
+            self._step += 1
+            if accuracy is not None:
+                self._accuracy.append((float(accuracy), examples))
+            if self.due(self._step):
+                self._open_by_hand()
+                mean, seen = _weighted(self._accuracy)
+                self.observe(StepSnapshot(self._step, 0, tuple(self._calls), mean, loss, seen))
+            self._calls = []
+
+    def evaluation(
+        self, *, accuracy: float | None = None, loss: float | None = None, examples: int = 0, classes: int = 0
+    ) -> None:
+        """Record an evaluation on ``examples`` examples; the training accuracy since the last one goes with it."""
+        with self.guard("recording an evaluation"):
+            self._open_by_hand()
+            mean, seen = _weighted(self._accuracy)
+            self._accuracy = []
+            self.evaluated(
+                EvaluationRecord(
+                    self._step, 0, accuracy, loss, examples, train_accuracy=mean, train_examples=seen, classes=classes
+                )
+            )
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self._engine.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self._engine.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        signals = self.signals
+        return Report(
+            run=self.log_dir or "",
+            diagnoses=self.diagnoses,
+            skipped=self.skipped,
+            layers=len(signals.specs),
+            sites=len(signals.table.sites) if signals.table else 0,
+            samples=signals.samples,
+            steps=signals.step,
+            evaluations=signals.evaluated,
+            complete=self._closed,
+        )
+
+    def close(self) -> None:
+        """Conclude: unused allowances, the closing summary, the sinks. A second call does nothing."""
+        if self._closed:
+            return
+        with self.guard("closing"):
+            if self._opened:
+                self.signals.unused_allowances = tuple(sorted(self._allow.unused))
+                self._judge()
+        self._closed = True
+        for sink in [*self._sinks, self._console]:
+            with self.guard("closing a sink"):
+                sink.close(self.report())
+
+    # What an adapter calls.
+
+    def open(self, attachment: Attachment) -> None:
+        """Say what is watched, when training starts; once more when that has changed."""
+        if not self._opened:
+            self._opened = True
+            self._open_files()
+        self.signals.attach(attachment)
+        self._write(attachment)
+        self._judge()
+
+    def due(self, step: int) -> bool:
+        """Return whether ``step``, counted from 1, is sampled: all of the first, then ever fewer, then each `every`."""
+        doubled = 1 << (2 * step // DENSE_STEPS).bit_length() >> 1
+        interval = min(self.every, max(1, doubled))
+        return self.enabled and step % interval == 0
+
+    def observe(self, snapshot: StepSnapshot) -> None:
+        """Take a sampled step."""
+        self._write(self.signals.observe(snapshot))
+        self._judge()
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """Take an evaluation."""
+        self.signals.evaluate(record)
+        self._write(record)
+        self._judge()
+
+    @property
+    def wants_look(self) -> bool:
+        """Return whether a look through the network is worth its cost now: as long as it was not seen to learn."""
+        return self.enabled and self.experiments and not self.signals.learning
+
+    def look(self, lab: Laboratory, *, step: int, epoch: int, gradients: bool = False) -> None:
+        """Look through the network on one kept training batch."""
+        try:
+            look = evidence.look(lab, step=step, epoch=epoch, gradients=gradients)
+        except evidence.ExperimentNotPossibleError as error:
+            self.signals.refused = str(error) if gradients else self.signals.refused
+        else:
+            self.signals.looks.append(look)
+            self._write(look)
+        self._judge()
+
+    def experiment(
+        self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False
+    ) -> None:
+        """Run the experiments that rules wait for; the cells also when training ends (``final``)."""
+        if not self.enabled or not self.experiments:
+            return
+        if self._engine.needs("look"):
+            self.look(lab, step=step, epoch=epoch, gradients=True)
+        if self._experimented != step and (final or self._engine.needs("cells")):
+            self._experimented = step
+            self._crosscheck(lab, step, epoch, seconds)
+        if self._engine.needs("look") and not self.signals.refused:
+            self.look(lab, step=step, epoch=epoch, gradients=True)
+
+    def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+        wanted = self._engine.needs("cells")
+        budget = evidence.Budget(seconds=seconds)
+        try:
+            cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=self._console.progress)
+        except evidence.ExperimentNotPossibleError as error:
+            self.signals.refused = str(error) if wanted else None
+        else:
+            self.signals.cells, self.signals.refused = cells, None
+            self._write(cells)
+        self._judge()
+
+    @contextmanager
+    def guard(self, doing: str) -> Iterator[None]:
+        """Keep an internal failure away from the training: one BN903, the watch switched off.
+
+        What the user asked for passes: `BatchNormError` of ``on_diagnosis="raise"``, and interrupts.
+        """
+        try:
+            yield
+        except BatchNormError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must go on
+            if not self.enabled:
+                return
+            self.enabled = False
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{os.path.basename(where.filename)}:{where.lineno}"  # noqa: PTH119 - a name, not a path to open
+            self.signals.faults.append(f"{type(error).__name__} while {doing} ({place}): {error}")
+            logging.getLogger("bnwatch").debug("internal failure while %s", doing, exc_info=error)
+            self._conclude_fault()
+
+    # Inside.
+
+    def _conclude_fault(self) -> None:
+        try:
+            self._judge()
+        except BatchNormError:
+            raise
+        except Exception:  # noqa: BLE001 - the report of a failure failed too: say it in the plainest way
+            sys.stderr.write(f"bnwatch switched itself off: {self.signals.faults[-1]}\n")
+
+    def _open_by_hand(self) -> None:
+        if not self._opened:
+            specs = {call.spec.path: call.spec for call in self._calls}
+            self.open(Attachment(tuple(specs.values()), framework="recorded by hand"))
+
+    def _open_files(self) -> None:
+        if self.log_dir is None:
+            return
+        from bnwatch.sinks.tensorboard import TensorBoardSink  # noqa: PLC0415 - no files, no import of tensorboard
+
+        try:
+            self._sinks.append(TensorBoardSink(self.log_dir))
+        except OSError as error:
+            warnings.warn(
+                f"bnwatch cannot write to {self.log_dir!r} ({error}); it goes on without files", BatchNormWarning,
+                stacklevel=_outside(),
+            )  # fmt: skip
+
+    def _write(self, item: Item) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink.write(item)
+            except OSError as error:
+                self._sinks.remove(sink)
+                warnings.warn(
+                    f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
+                    BatchNormWarning,
+                    stacklevel=_outside(),
+                )
+
+    def _judge(self) -> None:
+        changed = self._engine.run(self.signals)
+        for diagnosis in changed:
+            self._write(diagnosis)
+        news = [d for d in changed if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)]
+        for diagnosis in news:
+            self._told[diagnosis.key] = diagnosis.severity
+        for diagnosis in news:
+            if not any(cause in {n.key for n in news} for cause in diagnosis.causes):
+                self._tell(diagnosis, [n for n in news if diagnosis.key in n.causes])
+
+    def _tell(self, diagnosis: Diagnosis, consequences: list[Diagnosis]) -> None:
+        """Tell the user of a diagnosis, with the consequences that appeared together with it."""
+        if callable(self._on_diagnosis):
+            for one in (diagnosis, *consequences):
+                self._on_diagnosis(one)
+            return
+        text = render.diagnosis_text(diagnosis, consequences)
+        if self._on_diagnosis == "raise":
+            raise BatchNormError(text)
+        if self._on_diagnosis == "log":
+            logging.getLogger("bnwatch").warning("%s", text)
+        else:
+            warnings.warn("\n" + text, BatchNormWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """Return the stack level of the first frame outside bnwatch, so that a warning points at the user's line."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn itself uses; inspect.stack reads files
+    package = os.path.dirname(__file__)  # noqa: PTH120 - compared as text, once per warning
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _weighted(values: list[tuple[float, int]]) -> tuple[float | None, int]:
+    """Return the mean over examples, and how many they are; None over none."""
+    seen = sum(n for _, n in values)
+    return (sum(v * n for v, n in values) / seen if seen else None), seen
+
+
+def _check_arguments(
+    log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object
+) -> None:
+    if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
+        msg = f"log_dir must be a path or None, got {log_dir!r}"
+        raise ValueError(msg)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        msg = f"every must be a whole number of training steps, at least 1, got {every!r}"
+        raise ValueError(msg)
+    if probe is not None and not (isinstance(probe, tuple | list) and len(probe) == 2):  # noqa: PLR2004 - (x, y)
+        msg = f"probe must be a pair (x, y) of inputs and class labels, got {type(probe).__name__}"
+        raise ValueError(msg)
+    if not callable(on_diagnosis) and on_diagnosis not in ("warn", "raise", "log"):
+        msg = f"on_diagnosis must be 'warn', 'raise', 'log' or a callable, got {on_diagnosis!r}"
+        raise ValueError(msg)
+    if experiments not in ("auto", True, False):
+        msg = f"experiments must be 'auto' or False, got {experiments!r}"
+        raise ValueError(msg)
