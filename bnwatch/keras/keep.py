@@ -60,13 +60,27 @@ class Kept:
     def add(self, data: Any) -> None:  # noqa: ANN401 - whatever the user trains on
         """Keep a batch, and give up the oldest ones that exceed the bounds."""
         self._batches.append(data)
-        while len(self._batches) > 1 and (self.examples > EXAMPLES or sum(map(_bytes, self._batches)) > BYTES):
+        while len(self._batches) > 1 and (self.examples > EXAMPLES or self._bytes > BYTES):
             del self._batches[0]
 
     @property
     def examples(self) -> int:
         """Return how many examples are kept."""
         return sum(map(size, self._batches))
+
+    @property
+    def _bytes(self) -> int:
+        return sum(map(_bytes, self._batches))
+
+    @property
+    def largest(self) -> int:
+        """Return the examples of the largest batch kept; 0 when none is."""
+        return max(map(size, self._batches), default=0)
+
+    @property
+    def full(self) -> bool:
+        """Return whether one more batch would push out the oldest."""
+        return self.examples + self.largest > EXAMPLES or self._bytes + max(map(_bytes, self._batches), default=0) > BYTES
 
     def batches(self, split: Split, limit: int) -> Sequence[Batch]:
         """Return the newest whole batches of at most ``limit`` examples, one at least.
