@@ -35,7 +35,7 @@ class Allowances:
             if name not in ids:
                 msg = f"allow: unknown rule {name!r} in {entry!r}; `bnwatch rules` lists them, for example 'BN101'"
                 raise ValueError(msg)
-            if not isinstance(reason, str) or not reason.strip():
+            if not str(reason or "").strip():
                 msg = f"allow: {entry!r} needs a reason, a non-empty text such as 'siamese towers, same data'"
                 raise ValueError(msg)
             self._patterns.append((ids[name], subject or "*", reason, entry))
@@ -129,14 +129,15 @@ class Engine:
 
     def _fold(self) -> None:
         """Name the causes of each active diagnosis: active ones of a rule that explains it, of warning or above."""
-        explains = {rule.id: rule.causes for rule in self._rules}
-        active = [d for d in self._diagnoses.values() if d.state != "cleared"]
-        for d in active:
-            causes = tuple(
-                c.key for c in active if c.rule in explains.get(d.rule, ()) and c.severity >= Severity.WARNING
-            )
-            if causes != d.causes:
-                self._diagnoses[d.key] = dataclasses.replace(d, causes=causes)
+        active: dict[str, list[Diagnosis]] = {}
+        for diagnosis in self._diagnoses.values():
+            if diagnosis.state != "cleared":
+                active.setdefault(diagnosis.rule, []).append(diagnosis)
+        for rule in self._rules:
+            causes = tuple(c.key for id_ in rule.causes for c in active.get(id_, ()) if c.severity >= Severity.WARNING)
+            for diagnosis in active.get(rule.id, ()):
+                if diagnosis.causes != causes:
+                    self._diagnoses[diagnosis.key] = dataclasses.replace(diagnosis, causes=causes)
 
 
 def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vector = NDArray[np.float64]
+
+
+CONVERGED = 1e-14
+"""Relative change at which a continued fraction in float64 is as good as it gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def regularized_beta(x: float, a: float, b: float) -> float:
             d = 1.0 / (d if abs(d) > tiny else tiny)
             c = c if abs(c) > tiny else tiny
             value *= c * d
-        if abs(c * d - 1.0) < 1e-14:
+        if abs(c * d - 1.0) < CONVERGED:
             break
     return math.exp(log_front) * value
 
@@ -174,14 +179,23 @@ def site_variances(
     return between, within
 
 
-def same_sites_p(between: float, within: float, sites: int, steps: int) -> float:
+def same_sites_p(ratio: float, sites: int, steps: int) -> float:
     """Return the p-value that all call sites see the same data.
 
-    ``between`` and ``within`` are mean squares summed over channels. Channels are correlated, therefore the pooled
-    ratio is held against the F distribution of a single channel: exact when all channels move together, conservative
-    otherwise.
+    ``ratio`` is that of the two mean squares of `site_variances`, each summed over channels. Channels are correlated,
+    therefore it is held against the F distribution of a single channel: exact when all channels move together,
+    conservative otherwise. NaN (no variance at all) counts as no difference.
     """
-    if between <= 0.0:
-        return 1.0
-    ratio = between / within if within > 0.0 else math.inf
-    return f_survival(ratio, sites - 1, (steps - 1) * (sites - 1))
+    return 1.0 if math.isnan(ratio) else f_survival(ratio, sites - 1, (steps - 1) * (sites - 1))
+
+
+@lru_cache(maxsize=256)
+def same_sites_limit(alpha: float, sites: int, steps: int) -> float:
+    """Return the ratio beyond which `same_sites_p` falls below ``alpha``, by bisection."""
+    low, high = 0.0, 1.0
+    while same_sites_p(high, sites, steps) > alpha:
+        high *= 2.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if same_sites_p(middle, sites, steps) > alpha else (low, middle)
+    return high

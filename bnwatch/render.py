@@ -1,22 +1,416 @@
-"""Placeholder until the record branch lands."""
+"""Diagnoses and reports as terminal text, Markdown and JSON.
+
+Whatever comes from outside (layer names, messages that hold them, records) is made harmless here and nowhere else:
+control characters and what reorders text become visible escapes, HTML and Markdown are escaped, and JSON stays JSON.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from bnwatch.diagnosis import Diagnosis
+    from bnwatch.diagnosis import Diagnosis, Quantity, Report, Skipped, Table
+
+SCHEMA = 1
+"""Version of the JSON; it rises when a field changes its meaning or goes away, not when one is added."""
+
+WIDTH = 100
+_LONG_WORD = 120
+_LONG_TEXT = 2000
+_LONG_SUBJECT = 60
+_ROWS = 20
+_COLORS = {"error": "1;31", "warning": "1;33", "info": "1;36"}
 
 
-def diagnosis_text(diagnosis: Diagnosis, consequences: Sequence[Diagnosis] = ()) -> str:
-    """Return the diagnosis as text."""
-    lines = []
-    for d in (diagnosis, *consequences):
-        lines += [f"{d.severity}[{d.rule}]: {d.message}", f"  --> {d.subject}, step {d.step}"]
-        lines += [f"      {k}: {q.value:.6g} {q.unit}" for k, q in d.evidence.items()]
-        if d.table:
-            lines += ["      " + "  ".join(d.table.columns)] + ["      " + "  ".join(map(str, r)) for r in d.table.rows]
-        lines += [f"  note: {n}" for n in d.notes] + [f"  help: {n}" for n in d.helps]
+# --- harmless text -----------------------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    r"""Return ``text`` on one line with every control, format or unpaired character as a visible escape.
+
+    >>> clean("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shorten(text: str, limit: int = _LONG_TEXT) -> str:
+    """Return `clean` text whose words and whose whole are of bearable length, the middle left out."""
+
+    def cut(word: str, limit: int) -> str:
+        return word if len(word) <= limit else f"{word[: limit // 2]}…{word[-(limit // 2) :]}"
+
+    return cut(re.sub(r"\S+", lambda found: cut(found[0], _LONG_WORD), clean(text)), limit)
+
+
+def markdown_text(text: str) -> str:
+    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code."""
+    parts = shorten(text).split("`")
+    return "".join(
+        f"`{part}`" if place % 2 and part and place < len(parts) - 1 else _markdown_plain(part, place, len(parts))
+        for place, part in enumerate(parts)
+    )
+
+
+def _markdown_plain(part: str, place: int, parts: int) -> str:
+    # a backtick without its partner opens nothing
+    opening = "&#96;" if place % 2 and place == parts - 1 else ""
+    return opening + re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(part, quote=False)).replace("~", "&#126;")
+
+
+def _markdown_code(text: str) -> str:
+    return f"`{shorten(text).replace('`', chr(0x2CB))}`" if text else ""
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """Return a number to three digits, whole numbers in full."""
+    if not math.isfinite(value):
+        return str(float(value))
+    if value == round(value) and abs(value) < 1e15:  # noqa: PLR2004
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def quantity(measured: Quantity) -> str:
+    """Return a number with its unit and interval."""
+    unit = measured.unit if measured.unit in ("", "%") else f" {measured.unit}"
+    text = number(measured.value) + clean(unit)
+    if measured.interval is not None:
+        low, high = measured.interval
+        text += f" (95% {number(low)} to {number(high)})"
+    return text
+
+
+def count(amount: int, what: str, plural: str | None = None) -> str:
+    """Return ``1 layer`` or ``2 layers``."""
+    return f"{amount:,} {what if amount == 1 else plural or what + 's'}"
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def json_number(value: float | None) -> float | int | str | None:
+    """Return a number that JSON can hold; NaN and the infinities as the strings that protobuf's JSON uses."""
+    if value is None or isinstance(value, int):
+        return value
+    value = float(value)
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return a diagnosis as JSON objects."""
+    return {
+        "rule": diagnosis.rule,
+        "name": diagnosis.name,
+        "severity": str(diagnosis.severity),
+        "state": diagnosis.state,
+        "subject": diagnosis.subject,
+        "first_step": int(diagnosis.step),
+        "last_step": int(diagnosis.last_step),
+        "epoch": int(diagnosis.epoch),
+        "message": diagnosis.message,
+        "evidence": {
+            name: {
+                "value": json_number(measured.value),
+                "unit": measured.unit,
+                "interval": None if measured.interval is None else [json_number(end) for end in measured.interval],
+            }
+            for name, measured in diagnosis.evidence.items()
+        },
+        "table": None
+        if diagnosis.table is None
+        else {
+            "columns": list(diagnosis.table.columns),
+            "rows": [[c if isinstance(c, str) else json_number(c) for c in row] for row in diagnosis.table.rows],
+        },
+        "notes": list(diagnosis.notes),
+        "helps": list(diagnosis.helps),
+        "causes": list(diagnosis.causes),
+        "reason": diagnosis.reason,
+    }
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Return a report as JSON objects, each diagnosis with the keys of its consequences."""
+    consequences: dict[str, list[str]] = {}
+    for diagnosis in report.diagnoses:
+        for cause in diagnosis.causes:
+            consequences.setdefault(cause, []).append(diagnosis.key)
+    return {
+        "schema": SCHEMA,
+        "run": report.run,
+        "complete": report.complete,
+        "layers": report.layers,
+        "sites": report.sites,
+        "samples": report.samples,
+        "steps": report.steps,
+        "evaluations": report.evaluations,
+        "diagnoses": [
+            {**diagnosis_json(diagnosis), "consequences": consequences.get(diagnosis.key, [])}
+            for diagnosis in report.diagnoses
+        ],
+        "skipped": [{"rule": s.rule, "reason": s.reason, "needs": s.needs} for s in report.skipped],
+    }
+
+
+def dumps(data: Any, *, indent: int | None = None) -> str:
+    """Return JSON text in ASCII.
+
+    Raises:
+        ValueError: ``data`` holds a number that is none of JSON's.
+    """
+    return json.dumps(data, allow_nan=False, indent=indent)
+
+
+# --- causes and consequences -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Headline:
+    """An active diagnosis and those that follow from it."""
+
+    diagnosis: Diagnosis
+    consequences: tuple[_Headline, ...]
+
+    def below(self, depth: int = 1) -> Iterator[tuple[int, Diagnosis]]:
+        for consequence in self.consequences:
+            yield depth, consequence.diagnosis
+            yield from consequence.below(depth + 1)
+
+
+def _headlines(report: Report) -> list[_Headline]:
+    """Return the active diagnoses as trees; each appears once, under the first of its causes that is shown."""
+    active = {diagnosis.key: diagnosis for diagnosis in report.diagnoses if diagnosis.state == "active"}
+    children: dict[str, list[Diagnosis]] = {}
+    roots = []
+    for diagnosis in active.values():
+        cause = next((cause for cause in diagnosis.causes if cause in active), None)
+        if cause is None or _returns(diagnosis.key, cause, active):
+            roots.append(diagnosis)
+        else:
+            children.setdefault(cause, []).append(diagnosis)
+
+    def tree(diagnosis: Diagnosis) -> _Headline:
+        return _Headline(diagnosis, tuple(tree(child) for child in children.get(diagnosis.key, ())))
+
+    return [tree(root) for root in roots]
+
+
+def _returns(key: str, cause: str, active: dict[str, Diagnosis]) -> bool:
+    """Return whether the causes of ``cause`` lead back to ``key`` or never end: a record may claim anything."""
+    seen: set[str] = set()
+    at: str | None = cause
+    while at is not None:
+        if at == key or at in seen or len(seen) > 50:  # noqa: PLR2004
+            return True
+        seen.add(at)
+        at = next((c for c in active[at].causes if c in active), None)
+    return False
+
+
+# --- terminal text -----------------------------------------------------------------------------------------------
+
+
+def diagnosis_text(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = WIDTH,
+    consequences: Iterable[tuple[int, Diagnosis]] = (),
+) -> str:
+    """Return a diagnosis as a compiler would print it; ``consequences`` are (depth, diagnosis), depth from 1."""
+    paint = _Paint(color)
+    lines = _wrapped(f"{_label(diagnosis)}: ", diagnosis.message, width, "  ")
+    label = _label(diagnosis)
+    lines[0] = paint(label, _COLORS[str(diagnosis.severity)]) + paint(lines[0][len(label) :], "1")
+    lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
+    if diagnosis.table is not None:
+        lines += [f"      {line}" for line in _table(diagnosis.table)]
+    lines += [f"      {line}" for line in _pairs(diagnosis.evidence)]
+    for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
+        for text in texts:
+            lines += _wrapped(f"  {kind}: ", text, width, " " * (len(kind) + 4))
+    for depth, consequence in consequences:
+        lead = "  " * depth + "consequence: "
+        text = f"{_label(consequence)}: {consequence.message} ({_where(consequence)})"
+        lines += _wrapped(lead, text, width, " " * len(lead))
+    if diagnosis.state == "allowed":
+        lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
+    more = f"more: bnwatch explain {shorten(diagnosis.rule)}"
+    lines.append(f"  allow: {_allowance(diagnosis)}   {more}" if diagnosis.state == "active" else f"  {more}")
     return "\n".join(lines)
+
+
+def report_text(report: Report, *, color: bool = False, width: int = WIDTH) -> str:
+    """Return a report for a terminal: one headline a cause, its consequences below it; one line when all is calm."""
+    paint = _Paint(color)
+    headlines = _headlines(report)
+    blocks = [
+        diagnosis_text(headline.diagnosis, color=color, width=width, consequences=headline.below())
+        for headline in headlines
+    ]
+    brief = [_brief(diagnosis) for diagnosis in report.diagnoses if diagnosis.state != "active"]
+    if brief:
+        blocks.append("\n".join("\n".join(_wrapped("", line, width, "  ")) for line in brief))
+    if report.skipped:
+        blocks.append("\n".join("\n".join(_wrapped("", line, width, "  ")) for line in _blind(report.skipped)))
+    verdict = count(len(headlines), "diagnosis", "diagnoses") if headlines else "no diagnosis"
+    lines = _wrapped(f"{verdict}: ", _watched(report), width, "  ")
+    lines[0] = paint(verdict, "1") + lines[0][len(verdict) :]
+    blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+class _Paint:
+    def __init__(self, color: bool) -> None:  # noqa: FBT001
+        self.color = color
+
+    def __call__(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.color and text else text
+
+
+def _label(diagnosis: Diagnosis) -> str:
+    state = "" if diagnosis.state == "active" else f", {diagnosis.state}"
+    return f"{diagnosis.severity}[{shorten(diagnosis.rule)}]{state}"
+
+
+def _where(diagnosis: Diagnosis) -> str:
+    first, last = diagnosis.step, diagnosis.last_step
+    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+    epoch = f"epoch {diagnosis.epoch + 1:,}"
+    return f"{shorten(diagnosis.subject)}, {steps}, {epoch if first == last else 'since ' + epoch}"
+
+
+def _brief(diagnosis: Diagnosis) -> str:
+    why = f": {diagnosis.reason}" if diagnosis.state == "allowed" and diagnosis.reason else ""
+    return shorten(f"{_label(diagnosis)}: {diagnosis.message} ({_where(diagnosis)}){why}")
+
+
+def _blind(skipped: Sequence[Skipped]) -> list[str]:
+    """Return one line a reason, however many rules it holds for."""
+    rules: dict[str, list[str]] = {}
+    for entry in skipped:
+        rules.setdefault(entry.reason, []).append(entry.rule)
+    return [shorten(f"could not look: {', '.join(ids)}: {reason}") for reason, ids in rules.items()]
+
+
+def _watched(report: Report) -> str:
+    text = (
+        f"{count(report.layers, 'layer')} at {count(report.sites, 'call site')}, "
+        f"{count(report.samples, 'sample')} in {count(report.steps, 'step')}, {count(report.evaluations, 'evaluation')}"
+    )
+    return text if report.complete else f"{text}; the record ends without a closing report: the run goes on or was cut off"
+
+
+def _allowance(diagnosis: Diagnosis) -> str:
+    subject = diagnosis.subject
+    if len(subject) > _LONG_SUBJECT:
+        subject = subject[:_LONG_SUBJECT] + "*"
+    key = diagnosis.rule if subject == "model" else f"{diagnosis.rule}:{subject}"
+    return f'{{{clean(json.dumps(key[:_LONG_WORD], ensure_ascii=False))}: "why"}}'
+
+
+def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(
+        shorten(text),
+        max(width, 40),
+        initial_indent=lead,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [lead.rstrip()]
+
+
+def _table(table: Table) -> list[str]:
+    """Return aligned lines; a column of numbers is right-aligned."""
+    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in table.rows[:_ROWS]]
+    cells = [[shorten(cell, _LONG_SUBJECT) for cell in row] for row in ([*table.columns], *rows)]
+    columns = min(len(row) for row in cells)
+    widths = [max(len(row[n]) for row in cells) for n in range(columns)]
+    right = [bool(table.rows) and all(not isinstance(row[n], str) for row in table.rows) for n in range(columns)]
+    lines = [
+        "  ".join(row[n].rjust(widths[n]) if right[n] else row[n].ljust(widths[n]) for n in range(columns)).rstrip()
+        for row in cells
+    ]
+    return lines + ([f"and {len(table.rows) - _ROWS:,} more"] if len(table.rows) > _ROWS else [])
+
+
+def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
+    names = {shorten(name): quantity(measured) for name, measured in evidence.items()}
+    width = max(map(len, names), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in names.items()]
+
+
+# --- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def diagnosis_markdown(
+    diagnosis: Diagnosis, *, consequences: Iterable[tuple[int, Diagnosis]] = (), level: int = 3
+) -> str:
+    """Return a diagnosis as Markdown under a heading of ``level``."""
+    rule = markdown_text(diagnosis.rule)
+    state = "" if diagnosis.state == "active" else f" ({diagnosis.state})"
+    blocks = [
+        f"{'#' * level} {diagnosis.severity} {rule} {markdown_text(diagnosis.name)}{state}",
+        f"{markdown_text(diagnosis.message)}",
+        f"at {_markdown_where(diagnosis)}",
+    ]
+    if diagnosis.table is not None:
+        rows = [[c if isinstance(c, str) else number(c) for c in row] for row in diagnosis.table.rows[:_ROWS]]
+        blocks.append(_markdown_table(diagnosis.table.columns, rows))
+    if diagnosis.evidence:
+        pairs = [[name, quantity(measured)] for name, measured in diagnosis.evidence.items()]
+        blocks.append(_markdown_table(("measured", "value"), pairs))
+    items = [f"- note: {markdown_text(note)}" for note in diagnosis.notes]
+    items += [f"- **help: {markdown_text(text)}**" for text in diagnosis.helps]
+    items += [
+        f"{'    ' * (depth - 1)}- consequence: {c.severity} {markdown_text(c.rule)}: {markdown_text(c.message)} "
+        f"({_markdown_where(c)})"
+        for depth, c in consequences
+    ]
+    if diagnosis.state == "allowed":
+        items.append(f"- allowed: {markdown_text(diagnosis.reason or 'no reason given')}")
+    items.append(f"- more: {_markdown_code('bnwatch explain ' + diagnosis.rule)}")
+    return "\n\n".join([*blocks, "\n".join(items)])
+
+
+def report_markdown(report: Report, *, level: int = 2) -> str:
+    """Return a report as Markdown under a heading of ``level``."""
+    headlines = _headlines(report)
+    blocks = [f"{'#' * level} bnwatch: {_markdown_code(report.run)}"]
+    blocks.append(("" if headlines else "no diagnosis: ") + _watched(report))
+    blocks += [
+        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1)
+        for headline in headlines
+    ]
+    items = [f"- {markdown_text(_brief(d))}" for d in report.diagnoses if d.state != "active"]
+    items += [f"- {markdown_text(line)}" for line in _blind(report.skipped)]
+    if items:
+        blocks.append("\n".join(items))
+    return "\n\n".join(blocks)
+
+
+def _markdown_where(diagnosis: Diagnosis) -> str:
+    return f"{_markdown_code(diagnosis.subject)}{_where(diagnosis)[len(shorten(diagnosis.subject)) :]}"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(markdown_text(cell) for cell in cells)} |"
+
+    return "\n".join([line(columns), f"|{' --- |' * len(columns)}", *map(line, rows)])

@@ -17,15 +17,16 @@ import numpy as np
 from bnwatch import moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from bnwatch.evidence import Cells, Look
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
+    Floats = NDArray[np.floating]
 
 STATISTICS = (
     "count",
@@ -53,7 +54,8 @@ batch or running statistics; flags: a `Flag`.
 SITE_STATISTICS = (
     "between_shift",
     "between_scale",
-    "between_p",
+    "between_ratio",
+    "steps",
     "channel",
     "batch_mean",
     "batch_std",
@@ -63,8 +65,9 @@ SITE_STATISTICS = (
 """Columns of a `SharedSites` table.
 
 between_shift: standard deviation between the sites' batch means, in standard deviations of the activations, noise
-taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_p: p-value
-that the sites see the same data; then the channel in which they differ most, and its statistics at each site.
+taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_ratio: the
+F ratio (between sites / over steps) of the two, whichever is larger; steps: sampled steps behind it; then the channel
+in which they differ most, and its statistics at each site.
 """
 
 WINDOW = 16
@@ -88,6 +91,9 @@ class Flag(IntFlag):
     """The batch statistics changed since the first sample."""
 
 
+TESTS = 2
+"""Call sites are compared in their means and in their spreads."""
+
 LEARNING_ALPHA = 1e-6
 """Probability of a guesser reaching the training accuracy, below which the network is said to learn."""
 
@@ -100,8 +106,18 @@ class SharedSites:
     values: Float32
 
     def __getitem__(self, statistic: str) -> float:
-        """Return a statistic of the layer as a whole, one of the first four of `SITE_STATISTICS`."""
+        """Return a statistic of the layer as a whole, one of the first five of `SITE_STATISTICS`."""
         return float(self.values[0, SITE_STATISTICS.index(statistic)])
+
+    def differ(self, alpha: float) -> bool:
+        """Return whether the sites see different data, at ``alpha`` false alarms a look."""
+        return self["between_ratio"] > moments.same_sites_limit(alpha / TESTS, len(self.values), int(self["steps"]))
+
+    @property
+    def p_value(self) -> float:
+        """Return the p-value that the sites see the same data, corrected for testing both means and spreads."""
+        p = moments.same_sites_p(self["between_ratio"], len(self.values), int(self["steps"]))
+        return min(1.0, TESTS * p)
 
     def rows(self) -> Iterator[dict[str, float]]:
         """Yield the statistics of each call site by name."""
@@ -289,7 +305,8 @@ class _History:
 
     def table(self, snapshot: StepSnapshot) -> SignalTable:
         calls = snapshot.calls
-        values, shared = np.zeros((0, len(STATISTICS)), np.float32), ()
+        values: Float32 = np.zeros((0, len(STATISTICS)), np.float32)
+        shared: tuple[SharedSites, ...] = ()
         if calls:
             layout = tuple((call.site, len(call.batch.mean)) for call in calls)
             if layout != self._layout:
@@ -312,19 +329,22 @@ class _History:
         self._channels = np.array([channels for _, channels in layout])
         self._starts = np.concatenate([[0], np.cumsum(self._channels)[:-1]]).astype(np.intp)
         self._first: list[NDArray[np.floating]] | None = None
-        self._previous: Float64 | None = None
+        self._left_initial: NDArray[np.bool_] | None = None
+        self._previous: Floats | None = None
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
 
-    def _spread(self, per_site: Sequence[float]) -> Float64:
+    def _spread(self, per_site: Sequence[float], dtype: DTypeLike) -> Floats:
         """Repeat one value a site over the site's channels."""
-        return np.repeat(np.asarray(per_site, dtype=np.float64), self._channels)
+        return np.repeat(np.asarray(per_site, dtype=dtype), self._channels)
 
-    def _average(self, per_channel: Float64) -> Float64:
-        return np.add.reduceat(per_channel, self._starts) / self._channels
+    def _average(self, per_channel: Floats) -> Float64:
+        average: Float64 = np.add.reduceat(per_channel, self._starts, dtype=np.float64) / self._channels
+        return average
 
     def _any(self, per_channel: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.logical_or.reduceat(per_channel, self._starts)
+        found: NDArray[np.bool_] = np.logical_or.reduceat(per_channel, self._starts)
+        return found
 
     def _values(self, calls: Sequence[CallRecord]) -> tuple[Float32, tuple[SharedSites, ...]]:
         raw = [
@@ -335,25 +355,23 @@ class _History:
         ]
         if self._first is None:
             self._first = [part.copy() for part in raw]
-        mean, var, running_mean, stored_var = (part.astype(np.float64) for part in raw)
+        # float16 is widened; float32 stays: what comes in was rounded to it, and averages are taken in float64
+        mean, var, running_mean, stored_var = (
+            part.astype(np.result_type(part, np.float32), copy=False) for part in raw
+        )
         count = np.array([call.batch.count for call in calls], dtype=np.float64)
         corrected = [moments.bessel_factor(c.batch.count) if c.running.bessel_corrected else 1.0 for c in calls]
-        running_var = stored_var / self._spread(corrected)
-        epsilon = self._spread([call.spec.epsilon for call in calls])
-        finite_batch = np.isfinite(mean) & np.isfinite(var)
-        finite_running = np.isfinite(running_mean) & np.isfinite(stored_var)
-        mean_moved, var_moved, running_moved, running_var_moved = (
-            now != first for now, first in zip(raw, self._first, strict=True)
-        )
-        initial_mean = self._spread([call.spec.initial[0] for call in calls])
-        initial_var = self._spread([call.spec.initial[1] for call in calls])
+        epsilon = self._spread([call.spec.epsilon for call in calls], mean.dtype)
+        running_var = stored_var / self._spread(corrected, mean.dtype)
+        wide, running_wide = var + epsilon, running_var + epsilon
+        finite = np.isfinite(mean) & np.isfinite(var), np.isfinite(running_mean) & np.isfinite(stored_var)
         flags = (
-            Flag.NON_FINITE_BATCH * self._any(~finite_batch)
-            + Flag.NON_FINITE_RUNNING * self._any(~finite_running)
-            + Flag.UNMOVED * ~self._any(running_moved | running_var_moved)
-            + Flag.INITIAL * ~self._any((running_mean != initial_mean) | (stored_var != initial_var))
+            Flag.NON_FINITE_BATCH * self._any(~finite[0])
+            + Flag.NON_FINITE_RUNNING * self._any(~finite[1])
+            + Flag.UNMOVED * ~self._any((raw[2] != self._first[2]) | (raw[3] != self._first[3]))
+            + Flag.INITIAL * self._initial(calls, raw)
             + Flag.NEGATIVE_VARIANCE * self._any(stored_var < 0)
-            + Flag.BATCH_VARIED * self._any(mean_moved | var_moved)
+            + Flag.BATCH_VARIED * self._any((raw[0] != self._first[0]) | (raw[1] != self._first[1]))
         )
         columns = {
             "count": count,
@@ -362,17 +380,27 @@ class _History:
             "batch_std": np.sqrt(self._average(var)),
             "running_mean": self._average(running_mean),
             "running_std": np.sqrt(self._average(running_var)),
-            "mean_shift": np.sqrt(self._average(np.square(mean - running_mean) / (running_var + epsilon))),
-            "std_ratio": np.exp(self._average(np.log((var + epsilon) / (running_var + epsilon))) / 2.0),
-            "effective_samples": self._effective_samples(mean, var + epsilon),
-            "non_finite": np.add.reduceat(~(finite_batch & finite_running), self._starts, dtype=np.float64),
+            "mean_shift": np.sqrt(self._average(np.square(mean - running_mean) / running_wide)),
+            "std_ratio": np.exp(self._average(np.log(wide / running_wide)) / 2.0),
+            "effective_samples": self._effective_samples(mean, wide),
+            "non_finite": np.add.reduceat(~(finite[0] & finite[1]), self._starts, dtype=np.float64),
             "flags": flags,
         }
         values = np.stack([np.asarray(columns[name], dtype=np.float32) for name in STATISTICS], axis=1)
-        shared = [s for group in self._groups for s in group.update(mean, var + epsilon, running_mean, running_var)]
+        shared = [s for group in self._groups for s in group.update(mean, wide, running_mean, running_var)]
         return values, tuple(shared)
 
-    def _effective_samples(self, mean: Float64, var: Float64) -> Float64:
+    def _initial(self, calls: Sequence[CallRecord], raw: Sequence[NDArray[np.floating]]) -> NDArray[np.bool_]:
+        """Return which sites hold exactly their initial values; one that left them is not looked at again."""
+        if self._left_initial is None:
+            self._left_initial = np.zeros(len(calls), dtype=bool)
+        for number in np.flatnonzero(~self._left_initial).tolist():
+            part = slice(self._starts[number], self._starts[number] + self._channels[number])
+            mean, var = calls[number].spec.initial
+            self._left_initial[number] = bool((raw[2][part] != mean).any() or (raw[3][part] != var).any())
+        return ~self._left_initial
+
+    def _effective_samples(self, mean: Floats, var: Floats) -> Float64:
         """Return m with Var(batch mean) = var / m, from successive differences of the batch mean.
 
         Successive differences (von Neumann 1941) leave out the slow drift that training causes.
@@ -382,7 +410,8 @@ class _History:
         self._previous = mean
         if not self._noise:
             return np.full(len(self._channels), math.nan)
-        return 1.0 / np.mean(self._noise, axis=0)
+        samples: Float64 = 1.0 / np.mean(self._noise, axis=0)
+        return samples
 
 
 def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.intp]) -> list[_SiteGroup]:
@@ -417,46 +446,41 @@ class _SiteGroup:
         self._sum = np.zeros((2, *index.shape))
         self._squares = np.zeros((2, index.shape[1]))
 
-    def update(self, mean: Float64, var: Float64, running_mean: Float64, running_var: Float64) -> list[SharedSites]:
-        """Add a sample; return one table a layer once there are two samples."""
+    def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
+        """Add a sample; return one table a layer once there are two samples. ``var`` has epsilon added."""
         site_mean, site_var = mean[self._index], var[self._index]
         values = np.stack([site_mean, 0.5 * np.log(site_var)])
         if not np.isfinite(values).all():
             return []
-        deviation = values - values.mean(axis=1, keepdims=True)
+        deviation = values - values.mean(axis=1, keepdims=True, dtype=np.float64)
         self._add(deviation)
         steps, sites = len(self._window), len(self._index)
         if steps < 2:  # noqa: PLR2004 - a spread needs two
             return []
-        tests = [moments.site_variances(self._sum[q], self._squares[q], steps) for q in (0, 1)]
         pooled = site_var.mean(axis=0)
+        tests = [moments.site_variances(self._sum[q], self._squares[q], steps) for q in (0, 1)]
         apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
-        apart[0] = apart[0] / pooled
-        found = []
-        for n, layer in enumerate(self._layers):
-            stop = self._starts[n + 1] if n + 1 < len(self._starts) else len(pooled)
-            part = slice(self._starts[n], stop)
-            p = min(
-                moments.same_sites_p(float(between[part].sum()), float(within[part].sum()), sites, steps)
-                for between, within in tests
-            )
-            worst = int(self._starts[n] + np.argmax(np.abs(deviation[0][:, part]).max(axis=0) / np.sqrt(pooled[part])))
-            row = self._index[:, worst]
-            rows = np.empty((sites, len(SITE_STATISTICS)), np.float32)
-            rows[:, 0] = math.sqrt(float(apart[0][part].mean()))
-            rows[:, 1] = math.sqrt(float(apart[1][part].mean()))
-            rows[:, 2] = min(1.0, 2.0 * p)
-            rows[:, 3] = worst - self._starts[n]
-            rows[:, 4], rows[:, 5] = mean[row], np.sqrt(var[row])
-            rows[:, 6], rows[:, 7] = running_mean[row], np.sqrt(running_var[row])
-            found.append(SharedSites(layer, rows))
-        return found
+        apart[0] /= pooled
+        channels = np.diff(np.append(self._starts, len(pooled)))
+        ratio = np.max([self._total(between) / self._total(within) for between, within in tests], axis=0)
+        shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
+        distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
+        worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
+        chosen = self._index[:, self._starts + worst]
+        of_layer = np.stack([shift, scale, ratio, np.full(len(worst), steps), worst])
+        of_site = np.stack([mean[chosen], np.sqrt(var[chosen]), running_mean[chosen], np.sqrt(running_var[chosen])])
+        tables = np.concatenate([np.repeat(of_layer[:, None], sites, axis=1), of_site]).astype(np.float32)
+        return [SharedSites(layer, tables[:, :, n].T) for n, layer in enumerate(self._layers)]
+
+    def _total(self, per_channel: Float64) -> Float64:
+        total: Float64 = np.add.reduceat(per_channel, self._starts)
+        return total
 
     def _add(self, deviation: Float64) -> None:
         self._window.append(deviation)
         self._sum += deviation
-        self._squares += np.square(deviation).sum(axis=1)
+        self._squares += np.einsum("qsc,qsc->qc", deviation, deviation)
         if len(self._window) > WINDOW:
             oldest = self._window.popleft()
             self._sum -= oldest
-            self._squares -= np.square(oldest).sum(axis=1)
+            self._squares -= np.einsum("qsc,qsc->qc", oldest, oldest)

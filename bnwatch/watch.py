@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnwatch import evidence, render
-from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Diagnosis, Report, Severity, Skipped
+from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Report, Severity
 from bnwatch.engine import Allowances, Engine
 from bnwatch.records import (
     Attachment,
@@ -26,7 +26,7 @@ from bnwatch.records import (
     StepSnapshot,
 )
 from bnwatch.signals import Signals
-from bnwatch.sinks.console import ConsoleSink
+from bnwatch.sinks.console import ConsoleSink, ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from bnwatch.diagnosis import Diagnosis, Skipped
     from bnwatch.evidence import Laboratory
     from bnwatch.sinks import Item, Sink
 
@@ -81,8 +82,7 @@ class Watch:
         self._allow = Allowances(allow)
         self.signals = Signals()
         self._engine = Engine(self._allow)
-        self._console = ConsoleSink(self.log_dir)
-        self._sinks: list[Sink] = [*sinks]
+        self._sinks: list[Sink] = [*sinks, ConsoleSink()]
         self._opened = self._closed = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
@@ -92,7 +92,7 @@ class Watch:
 
     # What a user calls.
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Return the watch."""
         return self
 
@@ -207,7 +207,7 @@ class Watch:
                 self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                 self._judge()
         self._closed = True
-        for sink in [*self._sinks, self._console]:
+        for sink in self._sinks:
             with self.guard("closing a sink"):
                 sink.close(self.report())
 
@@ -255,9 +255,7 @@ class Watch:
             self._write(look)
         self._judge()
 
-    def experiment(
-        self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False
-    ) -> None:
+    def experiment(self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False) -> None:
         """Run the experiments that rules wait for; the cells also when training ends (``final``)."""
         if not self.enabled or not self.experiments:
             return
@@ -271,14 +269,16 @@ class Watch:
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")
-        budget = evidence.Budget(seconds=seconds)
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
         try:
-            cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=self._console.progress)
+            cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=progress)
         except evidence.ExperimentNotPossibleError as error:
             self.signals.refused = str(error) if wanted else None
         else:
             self.signals.cells, self.signals.refused = cells, None
             self._write(cells)
+        finally:
+            progress.clear()
         self._judge()
 
     @contextmanager
@@ -291,7 +291,7 @@ class Watch:
             yield
         except BatchNormError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must go on
+        except Exception as error:  # whatever it is, the training must go on
             if not self.enabled:
                 return
             self.enabled = False
@@ -319,7 +319,7 @@ class Watch:
     def _open_files(self) -> None:
         if self.log_dir is None:
             return
-        from bnwatch.sinks.tensorboard import TensorBoardSink  # noqa: PLC0415 - no files, no import of tensorboard
+        from bnwatch.sinks.tensorboard import TensorBoardSink  # no files, no import of tensorboard
 
         try:
             self._sinks.append(TensorBoardSink(self.log_dir))
@@ -333,7 +333,7 @@ class Watch:
         for sink in list(self._sinks):
             try:
                 sink.write(item)
-            except OSError as error:
+            except OSError as error:  # noqa: PERF203 - a sink that fails must not silence the others
                 self._sinks.remove(sink)
                 warnings.warn(
                     f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
@@ -358,7 +358,7 @@ class Watch:
             for one in (diagnosis, *consequences):
                 self._on_diagnosis(one)
             return
-        text = render.diagnosis_text(diagnosis, consequences)
+        text = render.diagnosis_text(diagnosis, consequences=[(1, c) for c in consequences])
         if self._on_diagnosis == "raise":
             raise BatchNormError(text)
         if self._on_diagnosis == "log":
@@ -382,9 +382,7 @@ def _weighted(values: list[tuple[float, int]]) -> tuple[float | None, int]:
     return (sum(v * n for v, n in values) / seen if seen else None), seen
 
 
-def _check_arguments(
-    log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object
-) -> None:
+def _check_arguments(log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object) -> None:
     if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
         msg = f"log_dir must be a path or None, got {log_dir!r}"
         raise ValueError(msg)

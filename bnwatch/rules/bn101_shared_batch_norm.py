@@ -28,12 +28,12 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        differ = apart["between_p"] < limits["alpha"] and shift > limits["shift"]
+        differ = apart.differ(limits["alpha"]) and shift > limits["shift"]
         evidence = {
             "call_sites": Quantity(len(sites), "a training step"),
             "between_shift": Quantity(apart["between_shift"], "standard deviations between site means"),
             "between_scale": Quantity(apart["between_scale"], "log standard deviations between site spreads"),
-            "p_value": Quantity(apart["between_p"], "that all sites see the same data"),
+            "p_value": Quantity(apart.p_value, "that all sites see the same data"),
         }
         if differ:
             yield Finding(

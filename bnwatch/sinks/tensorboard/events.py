@@ -1,0 +1,186 @@
+"""Event files: framing in both directions, without TensorFlow.
+
+A record is ``length (8 bytes) | masked CRC of the length | payload | masked CRC of the payload``; a payload is a
+serialized `Event`. Each record reaches the file in one write of its own, so a killed process loses nothing it wrote,
+and what a full disk leaves of a record is cut off again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SUFFIX = ".bnwatch"
+"""Ends the name of every event file written here, so that those of other writers are left alone."""
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = struct.Struct("<I")
+_NUMBER = itertools.count()
+
+crc32c: Callable[[bytes], int]
+try:
+    from google_crc32c import value as crc32c
+
+    FAST_CRC = True
+except ImportError:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c
+
+    FAST_CRC = False
+    """False where only TensorBoard's pure Python CRC is to be had, at about 5 MB/s."""
+
+
+class CorruptRecordError(ValueError):
+    """What follows in an event file cannot be read; the message says where and why."""
+
+
+def masked(data: bytes) -> int:
+    """Return the CRC32C of ``data``, rotated and offset as event files store it."""
+    crc = crc32c(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """Return ``payload`` as a record."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join(
+        (length, _FOOTER.pack(masked(length)), payload, _FOOTER.pack(masked(payload))),
+    )
+
+
+class EventFile:
+    """Appends events to a new file of its own below ``directory``.
+
+    The first event decides from which step on a reader forgets what earlier files of the run hold. A forked child
+    goes on in a file of its own. Nothing is raised once the file is open: an event that finds no room is lost, counted
+    in ``lost``, and the next one is tried again.
+
+    Raises:
+        OSError: the directory cannot be created or written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Create the directory and the file."""
+        self.directory = directory
+        self.lost = 0
+        self.generation = 0
+        """Counts the files: whoever writes metadata once a file must do so again when it rises."""
+        self._descriptor: int | None = None
+        self._open()
+
+    def write(self, event: Any) -> bool:
+        """Append an event; return whether it was written."""
+        self.settle()
+        if not self._started:
+            start = Event(wall_time=event.wall_time, step=event.step, session_log=SessionLog(status=SessionLog.START))
+            self._started = self._append(start)
+        if self._started and self._append(event):
+            return True
+        self.lost += 1
+        return False
+
+    def settle(self) -> None:
+        """Open a new file if it takes one: in a forked child, or after a file that could not be mended.
+
+        Call it before relying on ``generation``.
+        """
+        if self._pid != os.getpid() or self._descriptor is None:
+            with suppress(OSError):
+                self._open()
+
+    def close(self) -> None:
+        """Close the file. Writing again opens another one."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> None:
+        self.close()
+        self._pid = os.getpid()
+        self._started = False
+        self.directory.mkdir(parents=True, exist_ok=True)
+        host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER)}{SUFFIX}"
+        self.path = self.directory / name
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._size = 0
+        self.generation += 1
+        version = frame(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        try:
+            self._push(version)
+        except OSError:
+            self.close()
+            with suppress(OSError):
+                self.path.unlink()
+            raise
+
+    def _append(self, event: Any) -> bool:
+        if self._descriptor is None:
+            return False
+        try:
+            self._push(frame(event.SerializeToString()))
+        except OSError:
+            try:
+                # half a record would hide everything after it
+                os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                self.close()
+            return False
+        return True
+
+    def _push(self, data: bytes) -> None:
+        assert self._descriptor is not None  # noqa: S101
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        self._size += len(data)
+
+
+def read_events(path: Path) -> Iterator[Any]:
+    """Yield the events of a file. A last record that is not all there ends it: it is being written, or never was.
+
+    Payloads are checked by CRC where google-crc32c is installed; lengths always.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorruptRecordError: what follows is damaged; everything before it has been yielded.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while True:
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                return
+            length, crc = _HEADER.unpack(header)
+            if masked(header[:8]) != crc:
+                msg = f"not an event at byte {offset:,} of {size:,}"
+                raise CorruptRecordError(msg)
+            # a length is trusted only as far as the file reaches: no memory for a claim
+            if length + _FOOTER.size > size - offset - _HEADER.size:
+                return
+            payload = file.read(length)
+            footer = file.read(_FOOTER.size)
+            if len(footer) < _FOOTER.size:
+                return
+            if FAST_CRC and masked(payload) != _FOOTER.unpack(footer)[0]:
+                msg = f"checksum fails at byte {offset:,} of {size:,}"
+                raise CorruptRecordError(msg)
+            try:
+                event = Event.FromString(payload)
+            except Exception as error:  # noqa: BLE001  # DecodeError lives in a module that moves between versions
+                msg = f"no event message at byte {offset:,} of {size:,} ({type(error).__name__})"
+                raise CorruptRecordError(msg) from None
+            yield event
+            offset += _HEADER.size + length + _FOOTER.size

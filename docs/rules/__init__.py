@@ -1,0 +1,1 @@
+"""The page of each rule, installed as ``bnwatch.pages``: ``bnwatch explain`` prints it."""

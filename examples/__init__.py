@@ -1,0 +1,1 @@
+"""Example programs: each runs by itself and takes ``--help``."""

@@ -1,0 +1,54 @@
+"""Add up the results of all test sessions: why tests were skipped, and one last line of totals.
+
+``python tests/summary.py FOLDER SESSION...`` reads ``FOLDER/SESSION.xml``, which pytest wrote. The exit status is 0 only
+if every session ran at least one test and none failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+
+def outcome(case: ElementTree.Element) -> tuple[str, str]:
+    """Return ``passed``, ``failed`` or ``skipped``, and why it was skipped."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed", ""
+    skipped = case.find("skipped")
+    if skipped is None:
+        return "passed", ""
+    return "skipped", skipped.get("message") or "no reason given"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the summary of the sessions and return the exit status."""
+    folder, *sessions = arguments
+    total: Counter[str] = Counter()
+    sound = True
+    for session in sessions:
+        path = Path(folder) / f"{session}.xml"
+        if not path.is_file():
+            print(f"{session}: no result, its tests did not run to the end")
+            sound = False
+            continue
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for case in ElementTree.parse(path).iter("testcase"):  # noqa: S314  written by our own pytest
+            name, reason = outcome(case)
+            counts[name] += 1
+            if reason:
+                reasons[reason] += 1
+        for reason, times in sorted(reasons.items()):
+            print(f"{session}: skipped {times}: {reason}")
+        if not counts["passed"] + counts["failed"]:
+            print(f"{session}: ran no test")
+            sound = False
+        total += counts
+    print(", ".join(f"{total[name]} {name}" for name in ("passed", "failed", "skipped")))
+    return 0 if sound and not total["failed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
