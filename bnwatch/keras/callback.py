@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from bnwatch.diagnosis import BatchNormWarning, Diagnosis, Report, Skipped
+from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.watch import Watch
 
 if keras.backend.backend() == "tensorflow":
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from os import PathLike
 
+    from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.keras.tap import Statistics
 
 
-class BatchNormWatch(keras.callbacks.Callback):  # type: ignore[misc] - Keras is untyped
+class BatchNormWatch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
     """Watches the batch-normalization layers of a model while it trains in ``fit``.
 
     Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,
@@ -48,8 +49,8 @@ class BatchNormWatch(keras.callbacks.Callback):  # type: ignore[misc] - Keras is
         every: int = 50,
         probe: tuple[Any, Any] | None = None,
         allow: Mapping[str, str] | None = None,
-        on_diagnosis: Any = "warn",  # noqa: ANN401 - what Watch accepts
-        experiments: Any = "auto",  # noqa: ANN401 - what Watch accepts
+        on_diagnosis: Any = "warn",
+        experiments: Any = "auto",
     ) -> None:
         super().__init__()
         self.watch = Watch(

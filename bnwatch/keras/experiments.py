@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from bnwatch import evidence, moments
-from bnwatch.evidence import Examples, ExperimentNotPossibleError
+from bnwatch.evidence import ExperimentNotPossibleError
 from bnwatch.keras.keep import EXAMPLES, Batch, batch_of, size
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Cells, LayerLook, Split
+    from bnwatch.evidence import Cells, Examples, LayerLook, Split
     from bnwatch.keras.layers import Watched
     from bnwatch.keras.passes import Quiet
     from bnwatch.keras.swap import Mode
@@ -37,7 +37,7 @@ class Shelf(Protocol):
 class Given:
     """Examples that the user gave."""
 
-    def __init__(self, data: Any, origin: str, batch_size: int) -> None:  # noqa: ANN401 - whatever Keras takes
+    def __init__(self, data: Any, origin: str, batch_size: int) -> None:
         """Take ``(x, y)`` or an iterable of such batches; nothing is read yet."""
         self._data, self._origin, self._batch_size = data, origin, batch_size
 
@@ -59,19 +59,26 @@ class Given:
 
     def _composed(self) -> Iterable[Any]:
         if not isinstance(self._data, tuple | list):
-            return iter(self._data)
+            return iterate(self._data)
         arrays = tuple(self._data)
         starts = range(0, size(arrays), self._batch_size)
         return (
-            keras.tree.map_structure(lambda leaf, at=start: None if leaf is None else leaf[at : at + self._batch_size], arrays)
+            keras.tree.map_structure(
+                lambda leaf, at=start: None if leaf is None else leaf[at : at + self._batch_size], arrays
+            )
             for start in starts
         )
+
+
+def iterate(data: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of an iterable."""
+    yield from data
 
 
 class KerasLaboratory:
     """Runs experiments on a Keras model; see `bnwatch.evidence.Laboratory` for what it promises."""
 
-    def __init__(self, model: Any, shelves: dict[Split, Shelf]) -> None:  # noqa: ANN401 - Keras is untyped
+    def __init__(self, model: Any, shelves: dict[Split, Shelf]) -> None:
         """Take the model and the examples; functions are compiled when first needed."""
         self._model, self._shelves = model, shelves
         self._layers: list[Watched] = find_layers(model)[0]
@@ -122,13 +129,13 @@ class KerasLaboratory:
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
         return self._looking[gradients](tensors(batch.inputs), tensors(targets))
 
-    def _score(self, batch: Examples, mode: Mode) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+    def _score(self, batch: Examples, mode: Mode) -> Any:
         if mode not in self._scoring:
             self._scoring[mode] = scoring(self._model, self._layers, mode)
         return self._scoring[mode](tensors(batch.inputs))
 
 
-def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.floating]:  # noqa: ANN401
+def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.floating]:
     """Return scores of classes, shape ``(n, classes)``; a single output column becomes two.
 
     Raises:
@@ -149,7 +156,7 @@ def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -
     return scores
 
 
-def _single_column_is_logit(model: Any) -> bool:  # noqa: ANN401 - Keras is untyped
+def _single_column_is_logit(model: Any) -> bool:
     loss = getattr(model, "loss", None)
     from_logits = getattr(loss, "from_logits", getattr(loss, "_fn_kwargs", {}).get("from_logits"))
     if from_logits is not None:
@@ -164,7 +171,7 @@ def _single_column_is_logit(model: Any) -> bool:  # noqa: ANN401 - Keras is unty
     raise ExperimentNotPossibleError(msg)
 
 
-def crosscheck(model: Any, *, train: Any = None, eval: Any = None, batch_size: int = 32) -> Cells:  # noqa: A002, ANN401
+def crosscheck(model: Any, *, train: Any = None, eval: Any = None, batch_size: int = 32) -> Cells:  # noqa: A002
     """Measure the accuracy on the same examples with batch, running and re-estimated statistics.
 
     Nothing is changed: not the weights, not the running statistics, not any random state.

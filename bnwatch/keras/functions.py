@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from bnwatch.keras.keep import Keeper
 
 
 class Functions:
     """Replaces the functions that run the steps of a model by ones that contain the tap."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - Keras is untyped
+    def __init__(self, model: Any) -> None:
         """Remember the functions as they are."""
         self._model = model
         self._saved = (model.train_function, model.test_function)
@@ -39,14 +41,15 @@ class Functions:
                 setattr(self._model, name, None)
 
 
-def _installed(keeper: Keeper | None, model: Any) -> AbstractContextManager[None]:  # noqa: ANN401 - Keras is untyped
+def _installed(keeper: Keeper | None, model: Any) -> AbstractContextManager[None]:
     return nullcontext() if keeper is None else keeper.installed(model)
 
 
-def retracing_changes_training(model: Any) -> bool:  # noqa: ANN401 - Keras is untyped
+def retracing_changes_training(model: Any) -> bool:
     """Return whether a train function traced anew could train other layers than the one the model already has.
 
-    Keras goes on with a function traced earlier although ``trainable`` was set since; only ``compile`` makes it look again.
+    Keras goes on with a function traced earlier although ``trainable`` was set since; only ``compile`` makes it look
+    again.
     """
     compiled = getattr(model, "_compiled_trainable_state", None)
     if compiled is None or all(layer.trainable == trainable for layer, trainable in compiled.items()):
@@ -54,7 +57,7 @@ def retracing_changes_training(model: Any) -> bool:  # noqa: ANN401 - Keras is u
     return _traced(model.train_function)
 
 
-def _traced(function: Any) -> bool:  # noqa: ANN401 - Keras is untyped
+def _traced(function: Any) -> bool:
     """Return whether a train function was traced; True also where that cannot be seen."""
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     counts = [cell.experimental_get_tracing_count() for cell in cells if isinstance(cell, _PolymorphicFunction)]

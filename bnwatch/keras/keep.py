@@ -1,8 +1,8 @@
 """Keep a few batches as the user's pipeline composed them, without drawing one more from it.
 
-TensorFlow's trainer compiles two functions: an inner one for a step on a batch (under XLA where asked for), and an outer
-one that draws the batch and calls the inner one. Between the two, in ordinary TensorFlow, the batch can be stored: a flag
-on the host decides, and on the steps between nothing is copied.
+TensorFlow's trainer compiles two functions: an inner one for a step on a batch (under XLA where asked for), and an
+outer one that draws the batch and calls the inner one. Between the two, in ordinary TensorFlow, the batch can be
+stored: a flag on the host decides, and on the steps between nothing is copied.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch(Examples):
     targets: Any = None
 
 
-def batch_of(data: Any, origin: str) -> Batch:  # noqa: ANN401 - whatever the user trains on
+def batch_of(data: Any, origin: str) -> Batch:
     """Return a batch of ``(inputs, targets)`` or ``(inputs, targets, weights)``.
 
     Raises:
@@ -57,7 +57,7 @@ class Kept:
         """Begin with none."""
         self._batches: list[Any] = []
 
-    def add(self, data: Any) -> None:  # noqa: ANN401 - whatever the user trains on
+    def add(self, data: Any) -> None:
         """Keep a batch, and give up the oldest ones that exceed the bounds."""
         self._batches.append(data)
         while len(self._batches) > 1 and (self.examples > EXAMPLES or self._bytes > BYTES):
@@ -80,7 +80,9 @@ class Kept:
     @property
     def full(self) -> bool:
         """Return whether one more batch would push out the oldest."""
-        return self.examples + self.largest > EXAMPLES or self._bytes + max(map(_bytes, self._batches), default=0) > BYTES
+        return (
+            self.examples + self.largest > EXAMPLES or self._bytes + max(map(_bytes, self._batches), default=0) > BYTES
+        )
 
     def batches(self, split: Split, limit: int) -> Sequence[Batch]:
         """Return the newest whole batches of at most ``limit`` examples, one at least.
@@ -99,12 +101,12 @@ class Kept:
         return chosen
 
 
-def size(data: Any) -> int:  # noqa: ANN401 - whatever the user trains on
+def size(data: Any) -> int:
     """Return how many examples a batch holds."""
     return int(next(leaf for leaf in keras.tree.flatten(data) if leaf is not None).shape[0])
 
 
-def _bytes(data: Any) -> int:  # noqa: ANN401 - whatever the user trains on
+def _bytes(data: Any) -> int:
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     return sum(int(np.prod(leaf.shape)) * tf.as_dtype(leaf.dtype).size for leaf in leaves)
 
@@ -112,9 +114,9 @@ def _bytes(data: Any) -> int:  # noqa: ANN401 - whatever the user trains on
 class _Store:
     """Variables on the host that hold the last batch of one structure."""
 
-    def __init__(self, data: Any) -> None:  # noqa: ANN401 - whatever the user trains on
+    def __init__(self, data: Any) -> None:
         with tf.init_scope(), tf.device("CPU:0"):
-            self.filled = tf.Variable(False, trainable=False, name="bnwatch_filled")  # noqa: FBT003 - a value
+            self.filled = tf.Variable(False, trainable=False, name="bnwatch_filled")
             self.leaves = [
                 tf.Variable(_nothing(leaf.dtype), trainable=False, shape=tf.TensorShape(None), name="bnwatch_batch")
                 for leaf in _tensors(data)
@@ -122,17 +124,17 @@ class _Store:
         # the structure alone is needed later on: tensors of a traced function must not outlive it
         self.like = keras.tree.map_structure(lambda leaf: None if leaf is None else leaf.dtype, data)
 
-    def assign(self, data: Any) -> Any:  # noqa: ANN401 - whatever the user trains on
+    def assign(self, data: Any) -> Any:
         writes = [variable.assign(leaf) for variable, leaf in zip(self.leaves, _tensors(data), strict=True)]
         with tf.control_dependencies([write.op for write in writes] if not tf.executing_eagerly() else []):
-            self.filled.assign(True)  # noqa: FBT003 - a value
-        return tf.constant(True)  # noqa: FBT003 - both branches of a condition return something
+            self.filled.assign(True)
+        return tf.constant(True)
 
-    def take(self) -> Any | None:  # noqa: ANN401 - whatever the user trains on
+    def take(self) -> Any | None:
         """Return the batch if one was stored since the last call, and let go of it."""
         if not bool(self.filled.numpy()):
             return None
-        self.filled.assign(False)  # noqa: FBT003 - a value
+        self.filled.assign(False)
         leaves = iter([variable.read_value() for variable in self.leaves])
         for variable in self.leaves:
             variable.assign(_nothing(variable.dtype))
@@ -150,10 +152,10 @@ class Keeper:
         self._eager: Any = None
         self._stores: dict[str, _Store] = {}
         with tf.init_scope(), tf.device("CPU:0"):
-            self._flag = tf.Variable(False, trainable=False, name="bnwatch_keep")  # noqa: FBT003 - a value
+            self._flag = tf.Variable(False, trainable=False, name="bnwatch_keep")
 
     @contextmanager
-    def installed(self, model: Any) -> Iterator[None]:  # noqa: ANN401 - Keras is untyped
+    def installed(self, model: Any) -> Iterator[None]:
         """Return a context in which functions that the model makes pass their batches by this keeper."""
         convert = getattr(model, "_autoconvert_optionals", None)
         if convert is None:
@@ -184,33 +186,33 @@ class Keeper:
             if data is not None:
                 self.kept.add(data)
 
-    def _passing(self, step: Any) -> Any:  # noqa: ANN401 - the model's own step
-        def passing(data: Any) -> Any:  # noqa: ANN401 - whatever the user trains on
+    def _passing(self, step: Any) -> Any:
+        def passing(data: Any) -> Any:
             with self._guard("keeping a batch"):
                 self._offer(data)
             return step(data)
 
         return passing
 
-    def _offer(self, data: Any) -> None:  # noqa: ANN401 - whatever the user trains on
+    def _offer(self, data: Any) -> None:
         if not all(isinstance(leaf, tf.Tensor) for leaf in keras.tree.flatten(data) if leaf is not None):
             return
         if tf.executing_eagerly():
             self._eager = data if self._wanted else None
             return
         store = self._store(data)
-        tf.cond(self._flag, lambda: store.assign(data), lambda: tf.constant(False))  # noqa: FBT003 - a value
+        tf.cond(self._flag, lambda: store.assign(data), lambda: tf.constant(False))
 
-    def _store(self, data: Any) -> _Store:  # noqa: ANN401 - whatever the user trains on
+    def _store(self, data: Any) -> _Store:
         like = str(keras.tree.map_structure(lambda leaf: None if leaf is None else leaf.dtype.name, data))
         if like not in self._stores:
             self._stores[like] = _Store(data)
         return self._stores[like]
 
 
-def _tensors(data: Any) -> list[Any]:  # noqa: ANN401 - whatever the user trains on
+def _tensors(data: Any) -> list[Any]:
     return [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
 
 
-def _nothing(dtype: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+def _nothing(dtype: Any) -> Any:
     return tf.fill((0,), "") if dtype == tf.string else tf.zeros((0,), dtype)

@@ -63,13 +63,13 @@ class Watched:
         return all(bool(np.all(now == start)) for now, start in zip(self.statistics(), initial, strict=True))
 
 
-def initial_statistics(layer: Any) -> tuple[float, float] | None:  # noqa: ANN401 - Keras is untyped
+def initial_statistics(layer: Any) -> tuple[float, float] | None:
     """Return the mean and variance the running statistics start from; None when they are no constants."""
     mean, var = _constant(layer.moving_mean_initializer), _constant(layer.moving_variance_initializer)
     return None if mean is None or var is None else (mean, var)
 
 
-def _constant(initializer: Any) -> float | None:  # noqa: ANN401 - Keras is untyped
+def _constant(initializer: Any) -> float | None:
     if isinstance(initializer, keras.initializers.Zeros):
         return 0.0
     if isinstance(initializer, keras.initializers.Ones):
@@ -78,7 +78,7 @@ def _constant(initializer: Any) -> float | None:  # noqa: ANN401 - Keras is unty
     return float(value) if isinstance(value, int | float) else None
 
 
-def find_layers(model: Any) -> tuple[list[Watched], dict[str, str]]:  # noqa: ANN401 - Keras is untyped
+def find_layers(model: Any) -> tuple[list[Watched], dict[str, str]]:
     """Return the batch-normalization layers in network order, and those that cannot be watched with the reason.
 
     The order is that of execution in functional and sequential models, and that of definition in subclassed ones.
@@ -96,7 +96,7 @@ def find_layers(model: Any) -> tuple[list[Watched], dict[str, str]]:  # noqa: AN
     return watched, unsupported
 
 
-def walk(root: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - Keras is untyped
+def walk(root: Any) -> Iterator[tuple[str, Any]]:
     """Yield every layer below ``root`` once, with the path of its first place; a container comes before its content."""
     seen = {id(root)}
     stack = [("", iter(children(root)))]
@@ -112,7 +112,7 @@ def walk(root: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - Keras is unt
             stack.append((f"{path}/", iter(children(layer))))
 
 
-def children(layer: Any) -> list[Any]:  # noqa: ANN401 - Keras is untyped
+def children(layer: Any) -> list[Any]:
     """Return the layers directly below a layer, in execution order where there is a graph to know it from."""
     graph = getattr(layer, "_nodes_by_depth", None)
     nodes = [node for depth in sorted(graph, reverse=True) for node in graph[depth]] if isinstance(graph, dict) else []
@@ -129,12 +129,12 @@ def _unique(path: str, taken: set[str]) -> str:
     return name
 
 
-def _normalizes(layer: Any) -> bool:  # noqa: ANN401 - Keras is untyped
+def _normalizes(layer: Any) -> bool:
     kind = type(layer).__name__
     return isinstance(layer, keras.layers.BatchNormalization) or "BatchNorm" in kind or "BatchRenorm" in kind
 
 
-def _why_not(layer: Any) -> str | None:  # noqa: ANN401 - Keras is untyped
+def _why_not(layer: Any) -> str | None:
     if not isinstance(layer, keras.layers.BatchNormalization):
         return f"{type(layer).__name__} is no keras.layers.BatchNormalization"
     if getattr(layer, "renorm", False):

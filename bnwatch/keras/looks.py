@@ -24,27 +24,29 @@ EXAMPLES = 32
 class Looking:
     """Looks at the output of every layer, in the order of execution; compiled once."""
 
-    def __init__(self, model: Any, layers: Sequence[Watched], *, gradients: bool) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, layers: Sequence[Watched], *, gradients: bool) -> None:
         """Prepare; nothing is compiled before the first look."""
         self._model, self._layers, self._gradients = model, layers, gradients
         self._names: list[tuple[str, Any, int]] = []
         self._function = Quiet(model, self._body, layers)
 
-    def __call__(self, inputs: Any, targets: Any) -> tuple[LayerLook, ...]:  # noqa: ANN401 - whatever the user trains on
+    def __call__(self, inputs: Any, targets: Any) -> tuple[LayerLook, ...]:
         """Return the looks on a batch."""
         table, gradients = self._function(*cut((inputs, targets)))
         looks = []
         for (path, layer, units), row, gradient in zip(self._names, table.numpy(), gradients.numpy(), strict=True):
             known = self._gradients and bool(layer.trainable_weights)
-            looks.append(LayerLook(path, kind_of(layer), units, *map(float, row), float(gradient) if known else None))
+            zero, dead, spread = map(float, row)
+            largest = float(gradient) if known else None
+            looks.append(LayerLook(path, kind_of(layer), units, zero, dead, spread, largest))
         return tuple(looks)
 
-    def _body(self, inputs: Any, targets: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever the user trains on
+    def _body(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
         seen: list[tuple[str, Any, Any]] = []
         graph = tf.compat.v1.get_default_graph()
         leaves = dict(observable(self._model))
         with tf.GradientTape(watch_accessed_variables=self._gradients) as tape:
-            with normalizing(self._layers, "batch"):
+            with normalizing(self._layers, "batch"):  # noqa: SIM117 - the second takes what the first put in place
                 # every call is replaced once more: the statistics first, the observation around them
                 with replaced({layer: _observed(layer, path, seen, graph) for path, layer in leaves.items()}):
                     predicted = forward(self._model, inputs)
@@ -53,25 +55,27 @@ class Looking:
         table = tf.stack([_numbers(output) for _, _, output in seen])
         return table, self._largest(tape, loss, [layer for _, layer, _ in seen])
 
-    def _loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:  # noqa: ANN401 - whatever the user trains on
+    def _loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:
         loss = self._model.compute_loss(inputs, targets, predicted, None, training=False)
         return self._scale(tf.cast(loss, tf.float32))
 
-    def _scale(self, value: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+    def _scale(self, value: Any) -> Any:
         # a half-precision gradient that underflows would look like one that is exactly zero
         return self._model.optimizer.scale_loss(value) if self._model.optimizer is not None else value
 
-    def _largest(self, tape: Any, loss: Any, layers: list[Any]) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+    def _largest(self, tape: Any, loss: Any, layers: list[Any]) -> Any:
         if loss is None:
             return tf.zeros((len(layers),))
         weights = [[weight.value for weight in layer.trainable_weights] for layer in layers]
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         scale = self._scale(tf.constant(1.0))
-        largest = [[tf.reduce_max(tf.abs(tf.cast(tf.convert_to_tensor(g), tf.float32))) for g in own] for own in gradients]
+        largest = [
+            [tf.reduce_max(tf.abs(tf.cast(tf.convert_to_tensor(g), tf.float32))) for g in own] for own in gradients
+        ]
         return tf.stack([tf.reduce_max(tf.stack(own)) / scale if own else tf.constant(0.0) for own in largest])
 
 
-def observable(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - Keras is untyped
+def observable(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the layers of a model and of the models inside it; any other composite layer counts as one."""
     seen = set[int]()
     for layer in children(model):
@@ -84,21 +88,21 @@ def observable(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # no
             yield f"{prefix}{layer.name}", layer
 
 
-def kind_of(layer: Any) -> str:  # noqa: ANN401 - Keras is untyped
+def kind_of(layer: Any) -> str:
     """Return the class name, with the activation where the layer has one: ``Dense relu``."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
     return type(layer).__name__ if activation == "linear" else f"{type(layer).__name__} {activation}"
 
 
-def cut(data: Any) -> Any:  # noqa: ANN401 - whatever the user trains on
+def cut(data: Any) -> Any:
     """Return the first examples of a batch."""
     return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[:EXAMPLES], data)
 
 
-def _observed(layer: Any, path: str, seen: list[tuple[str, Any, Any]], graph: Any) -> Callable[..., Any]:  # noqa: ANN401
+def _observed(layer: Any, path: str, seen: list[tuple[str, Any, Any]], graph: Any) -> Callable[..., Any]:
     own = layer.call
 
-    def observed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the layer's own method
+    def observed(*args: Any, **kwargs: Any) -> Any:
         output = own(*args, **kwargs)
         # what is inside a loop or a condition does not exist outside of it
         if isinstance(output, tf.Tensor) and output.graph is graph and output.shape.rank and output.dtype.is_floating:
@@ -120,7 +124,7 @@ def _named(seen: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, int]]:
     return named
 
 
-def _numbers(output: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+def _numbers(output: Any) -> Any:
     """Return the shares of zero samples and dead units, and the spread, as `LayerLook` defines them."""
     wide = tf.cast(output, tf.float32)
     flat = tf.reshape(wide, (tf.shape(wide)[0], -1))

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Quiet:
-    """A function on a model, compiled once, after which every variable but those of the function's result is as before.
+    """A function on a model, compiled once, after which every variable holds what it held before.
 
-    Inference may move state that training uses: a layer that always samples advances its seed, a loss of several outputs
-    keeps means. Which variables a function can reach at all is read off its graph; most reach none that could move.
+    Inference may move state that training uses: a layer that always samples advances its seed, a loss of several
+    outputs keeps means. Which variables a function can reach at all is read off its graph; most reach none that could move.
     """
 
     def __init__(self, model: Any, body: Callable[..., Any], known: Sequence[Watched]) -> None:
@@ -31,7 +31,7 @@ class Quiet:
         self._known = {id(v) for watched in known for v in watched.layer.non_trainable_variables}
         self._state: dict[int, list[Any]] = {}
 
-    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+    def __call__(self, *arguments: Any) -> Any:
         """Run the function."""
         # asked for first: the trace alone shows what there is to preserve
         graph = self._function.get_concrete_function(*arguments).graph
@@ -40,7 +40,7 @@ class Quiet:
         with preserved(self._state[id(graph)]):
             return self._function(*arguments)
 
-    def _reached(self, graph: Any) -> list[Any]:  # noqa: ANN401 - TensorFlow is untyped
+    def _reached(self, graph: Any) -> list[Any]:
         reached = {id(outside) for outside, _ in graph.captures}
         state = [v for v in _state_of(self._model) if id(v) not in self._known]
         return [v.value for v in state if id(v.value.handle) in reached]
@@ -57,22 +57,22 @@ def preserved(variables: Sequence[Any]) -> Iterator[None]:
             variable.assign(value)
 
 
-def _state_of(model: Any) -> list[Any]:  # noqa: ANN401 - Keras is untyped
+def _state_of(model: Any) -> list[Any]:
     loss = getattr(model, "_compile_loss", None)
     metrics = [*getattr(model, "metrics", ()), *getattr(loss, "metrics", ())]
     found = [*model.non_trainable_variables, *(v for metric in metrics for v in metric.variables)]
     return list({id(v): v for v in found}.values())
 
 
-def forward(model: Any, inputs: Any) -> Any:  # noqa: ANN401 - Keras is untyped
+def forward(model: Any, inputs: Any) -> Any:
     """Return the model's outputs in inference mode."""
     return model(inputs, training=False) if getattr(model, "_call_has_training_arg", True) else model(inputs)
 
 
-def scoring(model: Any, layers: Sequence[Watched], mode: Mode) -> Quiet:  # noqa: ANN401 - Keras is untyped
+def scoring(model: Any, layers: Sequence[Watched], mode: Mode) -> Quiet:
     """Return a function from inputs to the outputs and the batch statistics of every call of a layer."""
 
-    def body(inputs: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+    def body(inputs: Any) -> Any:
         with normalizing(layers, mode) as seen:
             outputs = forward(model, inputs)
         order = {id(watched): n for n, watched in enumerate(layers)}
@@ -82,11 +82,11 @@ def scoring(model: Any, layers: Sequence[Watched], mode: Mode) -> Quiet:  # noqa
     return Quiet(model, body, layers)
 
 
-def tensors(data: Any) -> Any:  # noqa: ANN401 - whatever the user trains on
+def tensors(data: Any) -> Any:
     """Return the same nest with tensors for arrays, so that a compiled function is traced once for all of them."""
     return keras.tree.map_structure(lambda leaf: None if leaf is None else _floating(tf.convert_to_tensor(leaf)), data)
 
 
-def _floating(tensor: Any) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+def _floating(tensor: Any) -> Any:
     wanted = keras.config.floatx()
     return tf.cast(tensor, wanted) if tensor.dtype.is_floating and tensor.dtype != wanted else tensor

@@ -36,7 +36,7 @@ class Training:
     examples: int = 0
 
 
-def training(model: Any, logs: Mapping[str, Any] | None) -> Training:  # noqa: ANN401 - Keras is untyped
+def training(model: Any, logs: Mapping[str, Any] | None) -> Training:
     """Return the running means of the metrics, from the logs of an epoch where there are some.
 
     This reads from the device: for sampled steps only.
@@ -54,13 +54,13 @@ def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
     return None
 
 
-def examples_behind(model: Any) -> int:  # noqa: ANN401 - Keras is untyped
+def examples_behind(model: Any) -> int:
     """Return over how many examples the loss was averaged since the metrics were reset; 0 when Keras does not count."""
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
     return 0 if count is None else int(float(count))
 
 
-def _number(value: Any) -> float | None:  # noqa: ANN401 - whatever a metric gives
+def _number(value: Any) -> float | None:
     if value is None:
         return None
     array = np.asarray(value)
@@ -87,7 +87,7 @@ def evaluation_record(session: Session, epoch: int, logs: Mapping[str, Any]) -> 
     )
 
 
-def class_count(model: Any) -> int:  # noqa: ANN401 - Keras is untyped
+def class_count(model: Any) -> int:
     """Return the number of classes a model tells apart; 0 when its outputs do not say."""
     shape = getattr(model, "output_shape", None)
     if not isinstance(shape, tuple) or not shape or isinstance(shape[0], tuple | list) or shape[-1] is None:
@@ -95,7 +95,7 @@ def class_count(model: Any) -> int:  # noqa: ANN401 - Keras is untyped
     return max(2, int(shape[-1]))
 
 
-def majority(model: Any) -> float | None:  # noqa: ANN401 - Keras is untyped
+def majority(model: Any) -> float | None:
     """Return the share of the most frequent class among the validation labels; None where it takes a pass to know."""
     adapter = getattr(getattr(model, "_eval_epoch_iterator", None), "data_adapter", None)
     arrays = getattr(adapter, "_inputs", None)

@@ -1,4 +1,4 @@
-"""One `fit` under watch: attaches the tap, takes samples, keeps batches, runs experiments, and leaves nothing behind."""
+"""One `fit` under watch: attach the tap, take samples, keep batches, run experiments, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPERIMENT_SHARE, EXPERIMENT_SECONDS, FINAL_SECONDS = 0.05, 2.0, 10.0
 """An experiment may take this share of an epoch, and these seconds in any case; the last one a little more."""
 
 
-def why_not(model: Any) -> str | None:  # noqa: ANN401 - Keras is untyped
+def why_not(model: Any) -> str | None:
     """Return in a sentence why training of this model cannot be watched; None when it can."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
         return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
@@ -37,10 +37,16 @@ def why_not(model: Any) -> str | None:  # noqa: ANN401 - Keras is untyped
     return None
 
 
+def attachment(tap: Tap) -> Attachment:
+    """Return what a tap found on a built model."""
+    specs = tuple(watched.spec() for watched in tap.layers)
+    return Attachment(specs, tap.unsupported, f"keras {keras.__version__} ({keras.backend.backend()})")
+
+
 class Attached:
     """What is on the model while it is watched; taken off in one place, also when training raised."""
 
-    def __init__(self, model: Any, watch: Watch, known: Statistics, *, keep: bool) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, watch: Watch, known: Statistics, *, keep: bool) -> None:
         """Attach the tap and have the functions of the model made anew."""
         self.model, self.known = model, known
         self.tap = Tap(model, watch.guard)
@@ -66,7 +72,7 @@ class Attached:
 class Session:
     """One `fit` under watch."""
 
-    def __init__(self, model: Any, watch: Watch, *, steps: int, known: Statistics) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, watch: Watch, *, steps: int, known: Statistics) -> None:
         """Attach to the model.
 
         Args:
@@ -202,6 +208,4 @@ class Session:
         if self._opened or not self.tap.built:
             return
         self._opened = True
-        specs = tuple(watched.spec() for watched in self.tap.layers)
-        framework = f"keras {keras.__version__} ({keras.backend.backend()})"
-        self.watch.open(Attachment(specs, self.tap.unsupported, framework))
+        self.watch.open(attachment(self.tap))

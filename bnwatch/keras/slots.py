@@ -26,7 +26,7 @@ class Slot:
             self.moments = tf.Variable(tf.zeros((2, channels)), trainable=False, name="bnwatch_moments")
             self.counts = tf.Variable(tf.zeros((2,), tf.int64), trainable=False, name="bnwatch_counts")
 
-    def assign(self, mean: Any, var: Any, count: Any) -> None:  # noqa: ANN401 - TensorFlow is untyped
+    def assign(self, mean: Any, var: Any, count: Any) -> None:
         """Store the statistics of a call and count it; runs eagerly or becomes part of the function being traced."""
         channels = self.moments.shape[1]
         rows = [tf.reshape(tf.cast(tf.stop_gradient(row), tf.float32), (channels,)) for row in (mean, var)]
@@ -34,7 +34,7 @@ class Slot:
         self.counts.assign(tf.stack([tf.cast(count, tf.int64), self.counts[1] + 1]))
 
 
-def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
     """Return over how many elements a channel's statistics are taken; masked elements do not count."""
     if mask is None:
         return tf.size(inputs, out_type=tf.int64) // channels

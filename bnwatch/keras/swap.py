@@ -23,8 +23,8 @@ Moments = tuple["Watched", Any, Any, Any]
 def normalizing(layers: Sequence[Watched], mode: Mode) -> Iterator[list[Moments]]:
     """Return a context in which every layer normalizes with the statistics of ``mode``, whatever it is called with.
 
-    Nothing is updated. A frozen layer takes part: Keras would let it ignore ``training=True``. The list that is returned
-    fills with the batch statistics of every call under ``batch``.
+    Nothing is updated. A frozen layer takes part: Keras would let it ignore ``training=True``. The list that is
+    returned fills with the batch statistics of every call under ``batch``.
     """
     seen: list[Moments] = []
     with replaced({watched.layer: _call(watched, mode, seen) for watched in layers}):
@@ -50,10 +50,10 @@ def replaced(calls: dict[Any, Callable[..., Any]]) -> Iterator[None]:
 def _call(watched: Watched, mode: Mode, seen: list[Moments]) -> Callable[..., Any]:
     layer, own = watched.layer, watched.layer.call
 
-    def running(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ANN401, ARG001 - Keras's signature
+    def running(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG001 - Keras's signature
         return own(inputs, training=False, mask=mask)
 
-    def batch(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ANN401, ARG001 - Keras's signature
+    def batch(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG001 - Keras's signature
         wide = ops.cast(inputs, "float64" if inputs.dtype == "float64" else "float32")
         # past the hook of the tap: these moments are no part of the training
         mean, var = type(layer)._moments(layer, wide, mask)  # noqa: SLF001 - the layer's own way to its moments

@@ -27,11 +27,13 @@ class Tap:
     """Records the batch statistics of every call site while steps run.
 
     A call site is the k-th recorded call of a layer within one step. In ``fit`` a step is one run of ``train_step``; in
-    a hand-written loop (``lanes=True``) every function that TensorFlow traces gets sites of its own, and calls outside of
-    any function are counted since the last step.
+    a hand-written loop (``lanes=True``) every function that TensorFlow traces gets sites of its own, and calls outside
+    of any function are counted since the last step.
     """
 
-    def __init__(self, model: Any, guard: Callable[[str], AbstractContextManager[None]], *, lanes: bool = False) -> None:
+    def __init__(
+        self, model: Any, guard: Callable[[str], AbstractContextManager[None]], *, lanes: bool = False
+    ) -> None:
         """Look for layers; nothing is touched before ``attach``.
 
         Args:
@@ -81,7 +83,7 @@ class Tap:
     def _wrap(self, name: str, scope: Scope) -> None:
         step = getattr(self.model, name)
 
-        def wrapped(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the user's own step
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             with self._inside(scope):
                 return step(*args, **kwargs)
 
@@ -91,7 +93,7 @@ class Tap:
     def _hooked(self, watched: Watched) -> Callable[..., Any]:
         moments = watched.layer._moments  # noqa: SLF001 - the one place where every batch statistic passes
 
-        def hooked(inputs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the layer's own method
+        def hooked(inputs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
             mean, var = moments(inputs, mask, *args, **kwargs)
             with self._guard("recording batch statistics"):
                 self._record(watched, mean, var, inputs, mask)
@@ -111,7 +113,7 @@ class Tap:
 
     # recording: while a step is traced, or eagerly
 
-    def _record(self, watched: Watched, mean: Any, var: Any, inputs: Any, mask: Any) -> None:  # noqa: ANN401
+    def _record(self, watched: Watched, mean: Any, var: Any, inputs: Any, mask: Any) -> None:
         if self._scope == "evaluation":
             self.evaluated[watched.path] = None
         if self._scope != "training":
@@ -167,7 +169,7 @@ class Tap:
         self._before = reading.calls()
         return records
 
-    def _read(self) -> Any:  # noqa: ANN401 - a Reading
+    def _read(self) -> Any:
         if self._reader is None:
             self._reader = Reader(list(self._slots.values()))
         return self._reader.read()
@@ -183,7 +185,7 @@ class Tap:
         }
 
 
-def heal(model: Any) -> None:  # noqa: ANN401 - Keras is untyped
+def heal(model: Any) -> None:
     """Detach the tap that a training which raised has left on the model."""
     hooks = [model.__dict__.get("train_step"), *(w.layer.__dict__.get("_moments") for w in find_layers(model)[0])]
     for tap in {id(tap): tap for hook in hooks if (tap := getattr(hook, "bnwatch_tap", None)) is not None}.values():
