@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from bnwatch.evidence import Examples, ExperimentNotPossibleError, class_indices
+from bnwatch.keras.slots import outside_of_functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -115,12 +116,8 @@ class _Store:
     """Variables on the host that hold the last batch of one structure."""
 
     def __init__(self, data: Any) -> None:
-        with tf.init_scope(), tf.device("CPU:0"):
-            self.filled = tf.Variable(False, trainable=False, name="bnwatch_filled")
-            self.leaves = [
-                tf.Variable(_nothing(leaf.dtype), trainable=False, shape=tf.TensorShape(None), name="bnwatch_batch")
-                for leaf in _tensors(data)
-            ]
+        dtypes = [leaf.dtype for leaf in _tensors(data)]
+        self.filled, *self.leaves = outside_of_functions(lambda: _variables(dtypes))
         # the structure alone is needed later on: tensors of a traced function must not outlive it
         self.like = keras.tree.map_structure(lambda leaf: None if leaf is None else leaf.dtype, data)
 
@@ -151,7 +148,7 @@ class Keeper:
         self._wanted = False
         self._eager: Any = None
         self._stores: dict[str, _Store] = {}
-        with tf.init_scope(), tf.device("CPU:0"):
+        with tf.device("CPU:0"):
             self._flag = tf.Variable(False, trainable=False, name="bnwatch_keep")
 
     @contextmanager
@@ -212,6 +209,16 @@ class Keeper:
 
 def _tensors(data: Any) -> list[Any]:
     return [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+
+
+def _variables(dtypes: list[Any]) -> list[Any]:
+    """Return a flag and a variable of any shape for each type, on the host."""
+    with tf.device("CPU:0"):
+        leaves = [
+            tf.Variable(_nothing(dtype), trainable=False, shape=tf.TensorShape(None), name="bnwatch_batch")
+            for dtype in dtypes
+        ]
+        return [tf.Variable(False, trainable=False, name="bnwatch_filled"), *leaves]
 
 
 def _nothing(dtype: Any) -> Any:

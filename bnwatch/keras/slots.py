@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -11,9 +12,22 @@ import tensorflow as tf
 from bnwatch.records import BatchStatistics, CallRecord, CallSite, RunningStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bnwatch.keras.layers import Watched
+
+
+T = TypeVar("T")
+
+
+def outside_of_functions(create: Callable[[], T]) -> T:
+    """Return what ``create`` returns, run outside of any function that TensorFlow is tracing.
+
+    Variables made under ``tf.init_scope`` still pass the creators of the function being traced, and make TensorFlow trace
+    it once more. Another thread stands in no scope at all.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(create).result()
 
 
 class Slot:
@@ -22,9 +36,12 @@ class Slot:
     def __init__(self, watched: Watched, channels: int) -> None:
         """Create the variables outside of any function that is being traced."""
         self.watched = watched
-        with tf.init_scope():
-            self.moments = tf.Variable(tf.zeros((2, channels)), trainable=False, name="bnwatch_moments")
-            self.counts = tf.Variable(tf.zeros((2,), tf.int64), trainable=False, name="bnwatch_counts")
+        self.moments, self.counts = outside_of_functions(
+            lambda: (
+                tf.Variable(tf.zeros((2, channels)), trainable=False, name="bnwatch_moments"),
+                tf.Variable(tf.zeros((2,), tf.int64), trainable=False, name="bnwatch_counts"),
+            )
+        )
 
     def assign(self, mean: Any, var: Any, count: Any) -> None:
         """Store the statistics of a call and count it; runs eagerly or becomes part of the function being traced."""
