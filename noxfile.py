@@ -116,7 +116,9 @@ def bench(session: nox.Session) -> None:
     """Run every benchmark in the environment of the framework its file name ends in, else in that of the core."""
     for script in sorted(ROOT.glob("benchmarks/bench_*.py")):
         name = script.stem.rpartition("_")[2]
-        python = VENVS / (name if name in {"keras", "chainer"} else "unit") / Path(sys.executable).relative_to(sys.prefix)
+        python = (
+            VENVS / (name if name in {"keras", "chainer"} else "unit") / Path(sys.executable).relative_to(sys.prefix)
+        )
         session.log(script.stem)
         session.run(str(python), str(script), *session.posargs, external=True)
 
@@ -129,7 +131,17 @@ def constraints(session: nox.Session) -> None:
     build = ROOT / "constraints" / "chainer_wheel.in"
     for source in sorted(ROOT.glob("constraints/*.in")):
         session.run(
-            *("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.10", "--no-header", "--no-annotate"),
+            *(
+                "uv",
+                "pip",
+                "compile",
+                "--quiet",
+                "--universal",
+                "--python-version",
+                "3.10",
+                "--no-header",
+                "--no-annotate",
+            ),
             *("--upgrade", "--build-constraints", str(build), "-o", str(source.with_suffix(".txt")), str(source)),
             external=True,
         )

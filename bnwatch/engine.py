@@ -75,9 +75,9 @@ class Engine:
         """Return the rules that could not look the last time."""
         return tuple(self._skipped.values())
 
-    def needs(self, experiment: str) -> bool:
-        """Return whether a rule waits for that experiment."""
-        return any(s.needs == experiment for s in self._skipped.values())
+    def needs(self, *experiments: str) -> bool:
+        """Return whether a rule waits for one of these experiments."""
+        return any(s.needs in experiments for s in self._skipped.values())
 
     def run(self, signals: Signals) -> list[Diagnosis]:
         """Run every rule; return the diagnoses that appeared, changed or cleared."""

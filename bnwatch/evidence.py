@@ -25,6 +25,9 @@ Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
 
 
+EXAMPLES = 2000
+"""Examples of a split that an experiment measures at most: an accuracy good to about one point."""
+
 MATRIX = 2
 """Dimensions of one-hot targets."""
 
@@ -212,7 +215,7 @@ class Budget:
     The first batch of each cell is always measured, so a table too dear for its time is a small one, not a missing one.
     """
 
-    examples: int = 2000
+    examples: int = EXAMPLES
     seconds: float | None = None
     clock: Callable[[], float] = time.perf_counter
     _start: float = field(default=0.0, init=False)
@@ -313,12 +316,12 @@ class _Bench:
 
 
 def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
-    """Look through the network on the first kept training batch.
+    """Look through the network on the first kept training batch; with gradients on the latest, for a second opinion.
 
     Raises:
         ExperimentNotPossibleError: no training batch of two examples or more was kept.
     """
-    batch = lab.examples("training", 1)[0]
+    batch = lab.examples("training", EXAMPLES if gradients else 1)[-1]
     if len(batch.labels) < 2:  # noqa: PLR2004 - variation needs two
         msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
         raise ExperimentNotPossibleError(msg)

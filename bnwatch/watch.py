@@ -88,7 +88,7 @@ class Watch:
         self._calls: list[CallRecord] = []
         self._step = 0
         self._accuracy: list[tuple[float, int]] = []
-        self._experimented = -1
+        self._cells_at, self._next_cells = -1, 0
 
     # What a user calls.
 
@@ -245,27 +245,31 @@ class Watch:
         return self.enabled and self.experiments and not self.signals.learning
 
     def look(self, lab: Laboratory, *, step: int, epoch: int, gradients: bool = False) -> None:
-        """Look through the network on one kept training batch."""
+        """Look through the network on one kept training batch; with gradients at once where a rule asks for them."""
         try:
             look = evidence.look(lab, step=step, epoch=epoch, gradients=gradients)
         except evidence.ExperimentNotPossibleError as error:
-            self.signals.refused = str(error) if gradients else self.signals.refused
+            self.signals.refused = str(error) if self._engine.needs("look", "gradients") else self.signals.refused
         else:
             self.signals.looks.append(look)
             self._write(look)
         self._judge()
+        if not gradients and self._engine.needs("gradients"):
+            self.look(lab, step=step, epoch=epoch, gradients=True)
 
     def experiment(self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False) -> None:
-        """Run the experiments that rules wait for; the cells also when training ends (``final``)."""
+        """Run the experiments that rules wait for; the cells also when training ends (``final``).
+
+        A rule that goes on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
+        """
         if not self.enabled or not self.experiments:
             return
-        if self._engine.needs("look"):
+        if self._engine.needs("look", "gradients"):
             self.look(lab, step=step, epoch=epoch, gradients=True)
-        if self._experimented != step and (final or self._engine.needs("cells")):
-            self._experimented = step
+        turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
+        if (turn or final) and self.signals.specs and self._cells_at != step:
+            self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             self._crosscheck(lab, step, epoch, seconds)
-        if self._engine.needs("look") and not self.signals.refused:
-            self.look(lab, step=step, epoch=epoch, gradients=True)
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")

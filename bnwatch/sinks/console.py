@@ -72,7 +72,7 @@ class ProgressLine:
             self.clear()
             return
         line = f"bnwatch: {render.shorten(what)}, batch {done:,} of {total:,}"
-        _put(stream, f"\r\x1b[2K{line[: width() - 1]}")
+        _put(stream, f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}")
         self._shown = True
 
     def clear(self) -> None:

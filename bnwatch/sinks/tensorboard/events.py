@@ -29,16 +29,17 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
 
-crc32c: Callable[[bytes], int]
 try:
-    from google_crc32c import value as crc32c
+    import google_crc32c
 
-    FAST_CRC = True
+    crc32c: Callable[[bytes], int] = google_crc32c.value
+    FAST_CRC = google_crc32c.implementation == "c"
 except ImportError:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c
+    from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
+    crc32c = pywrap_tensorflow.crc32c
     FAST_CRC = False
-    """False where only TensorBoard's pure Python CRC is to be had, at about 5 MB/s."""
+    """False where only a pure Python CRC is to be had, at about 5 MB/s."""
 
 
 class CorruptRecordError(ValueError):
@@ -77,6 +78,8 @@ class EventFile:
         self.generation = 0
         """Counts the files: whoever writes metadata once a file must do so again when it rises."""
         self._descriptor: int | None = None
+        self._started = False
+        self._size = 0
         self._open()
 
     def write(self, event: Any) -> bool:

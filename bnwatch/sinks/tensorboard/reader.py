@@ -1,0 +1,392 @@
+"""Reads records back. What a record holds is hostile until its types are checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
+
+from bnwatch.diagnosis import Diagnosis, Report, Skipped
+from bnwatch.evidence import Look
+from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
+from bnwatch.sinks.tensorboard import schema
+from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
+from bnwatch.sinks.tensorboard.schema import Fields, RecordedCells, SchemaError
+from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from bnwatch.records import CallSite, LayerSpec
+
+    Entity = SignalTable | Attachment | EvaluationRecord | RecordedCells | Look | Diagnosis | Skipped | Report
+
+T = TypeVar("T")
+
+
+class RecordError(Exception):
+    """There is no record to read; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything the record of one run holds.
+
+    Attributes:
+        directory: where its event files lie.
+        report: the last state of every diagnosis, and what was watched.
+        attachment: what the tap found when it was attached, last time; None when that was not recorded.
+        specs: layers by path, from the attachment and from the tables.
+        tables: the samples, by step.
+        evaluations: the evaluations, by step.
+        cells: the experiments, by step.
+        looks: the looks through the network, by step.
+        problems: what could not be read, one sentence each.
+    """
+
+    directory: Path
+    report: Report
+    attachment: Attachment | None = None
+    specs: dict[str, LayerSpec] = field(default_factory=dict)
+    tables: tuple[SignalTable, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    cells: tuple[RecordedCells, ...] = ()
+    looks: tuple[Look, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
+    """Return every run below a directory, or the one that an event file belongs to, by directory name.
+
+    A damaged file loses what lies behind the damage; ``problems`` of its run says so.
+
+    Raises:
+        RecordError: there is nothing to read.
+    """
+    top = Path(path)
+    if not top.exists():
+        msg = f"no such file or directory: {str(top)!r}"
+        raise RecordError(msg)
+    found = {top.parent: [top]} if top.is_file() else _find(top)
+    if not found:
+        msg = f"no bnwatch record in {str(top)!r} or below"
+        raise RecordError(msg)
+    runs, problems = [], []
+    for directory, paths in sorted(found.items()):
+        files = [_File.read(file) for file in paths]
+        problems += [problem for file in files for problem in file.problems]
+        if any(file.entries for file in files):
+            runs.append(_fold(directory, files))
+    if not runs:
+        nothing = f"the record in {str(top)!r} holds no event of bnwatch"
+        raise RecordError(*(problems or [nothing])[:1])
+    return runs
+
+
+def _find(top: Path) -> dict[Path, list[Path]]:
+    found: dict[Path, list[Path]] = {}
+    for directory, _, names in os.walk(top):
+        files = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
+        if files:
+            found[Path(directory)] = files
+    return found
+
+
+@dataclass(slots=True)
+class _Entry:
+    step: int
+    wall_time: float
+    entity: Entity
+
+
+@dataclass(slots=True)
+class _File:
+    """The entries of one event file, in the order they were written."""
+
+    path: Path
+    entries: list[_Entry] = field(default_factory=list)
+    specs: dict[str, LayerSpec] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    start: tuple[int, float] | None = None
+    """Step from which on earlier files are to be forgotten, and when that was said."""
+    first: float = math.inf
+
+    @classmethod
+    def read(cls, path: Path) -> _File:
+        file = cls(path)
+        understood, refused, why = _Decoder(file.specs), 0, ""
+        try:
+            for event in read_events(path):
+                wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
+                file.first = min(file.first, wall_time)
+                if event.HasField("session_log"):
+                    if event.session_log.status == SessionLog.START and file.start is None:
+                        file.start = event.step, wall_time
+                elif event.HasField("summary"):
+                    try:
+                        entities = understood.event(event)
+                    except (ValueError, RecursionError) as error:
+                        refused += 1
+                        why = why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
+                    else:
+                        file.entries += [_Entry(event.step, wall_time, entity) for entity in entities]
+        except CorruptRecordError as error:
+            behind = "what lies behind is lost" if math.isfinite(file.first) else "is it an event file?"
+            file.problems.append(f"{str(path)!r} is damaged: {error}; {behind}")
+        except OSError as error:
+            file.problems.append(f"{str(path)!r} cannot be read: {error.strerror or type(error).__name__}")
+        if refused:
+            many = "1 event" if refused == 1 else f"{refused:,} events"
+            file.problems.append(f"{str(path)!r} holds {many} that cannot be understood: {why}")
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What rows and columns of a tensor mean."""
+
+    sites: tuple[CallSite, ...]
+    layer: str
+    columns: tuple[str, ...]
+
+    def arranged(self, values: NDArray[np.float32], columns: tuple[str, ...]) -> NDArray[np.float32]:
+        """Return ``values`` with the columns in today's order, NaN where an older version did not have one."""
+        if values.ndim != 2 or values.shape[1] != len(self.columns):  # noqa: PLR2004
+            msg = "a table is not of the shape its tag describes"
+            raise SchemaError(msg)
+        if self.columns == columns:
+            return values
+        arranged = np.full((len(values), len(columns)), np.nan, np.float32)
+        for place, name in enumerate(columns):
+            if name in self.columns:
+                arranged[:, place] = values[:, self.columns.index(name)]
+        return arranged
+
+
+class _Decoder:
+    """Turns the events of one file into entities."""
+
+    def __init__(self, specs: dict[str, LayerSpec]) -> None:
+        self._specs = specs
+        self._layouts: dict[str, _Layout] = {}
+        self._parsers: dict[str, Callable[[object], Entity]] = {
+            schema.ATTACHMENT: schema.parse_attachment,
+            schema.EVALUATION: schema.parse_evaluation,
+            schema.CELLS: schema.parse_cells,
+            schema.LOOK: schema.parse_look,
+            schema.REPORT: schema.parse_report,
+        }
+
+    def event(self, event: Any) -> list[Entity]:
+        entities: list[Entity] = []
+        table: tuple[_Layout, NDArray[np.float32]] | None = None
+        progress = (0.0, math.nan, math.nan, 0.0)
+        shared = []
+        for value in event.summary.value:
+            tag = value.tag
+            if not tag.startswith("bnwatch/") or not value.HasField("tensor"):
+                continue
+            if tag.startswith(schema.STATS):
+                layout = self._layout(tag, value)
+                table = layout, layout.arranged(_floats(value.tensor), STATISTICS)
+                if len(table[1]) != len(layout.sites):
+                    msg = "a table is not of the shape its tag describes"
+                    raise SchemaError(msg)
+            elif tag.startswith(schema.SITES):
+                layout = self._layout(tag, value)
+                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
+            elif tag == schema.PROGRESS:
+                progress = _progress(value.tensor)
+            elif (parse := self._parser(tag)) is not None:
+                entities.append(parse(json.loads(_text(value.tensor))))
+        if table is not None:
+            epoch, accuracy, loss, examples = progress
+            entities.append(
+                SignalTable(
+                    step=max(int(event.step), 0),
+                    epoch=int(epoch),
+                    sites=table[0].sites,
+                    values=table[1],
+                    shared=tuple(shared),
+                    accuracy=None if math.isnan(accuracy) else accuracy,
+                    loss=None if math.isnan(loss) else loss,
+                    examples=int(examples),
+                )
+            )
+        return entities
+
+    def _parser(self, tag: str) -> Callable[[object], Entity] | None:
+        if tag.startswith(schema.DIAGNOSIS):
+            return schema.parse_diagnosis
+        if tag.startswith(schema.SKIPPED):
+            return schema.parse_skipped
+        return self._parsers.get(tag)
+
+    def _layout(self, tag: str, value: Any) -> _Layout:
+        if tag not in self._layouts:
+            if not value.HasField("metadata"):
+                msg = "a table comes without its description"
+                raise SchemaError(msg)
+            layout = Fields(json.loads(value.metadata.plugin_data.content), "description of a table")
+            layout.version()
+            if tag.startswith(schema.STATS):
+                sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
+                specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
+                self._specs.update({spec.path: spec for spec in specs})
+                self._layouts[tag] = _Layout(sites, "", layout.texts("statistics"))
+            else:
+                self._layouts[tag] = _Layout((), layout.text("layer"), layout.texts("statistics"))
+        return self._layouts[tag]
+
+
+def _floats(tensor: Any) -> NDArray[np.float32]:
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.dtype != DT_FLOAT or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004
+        msg = "a table is no matrix of float32"
+        raise SchemaError(msg)
+    if 4 * shape[0] * shape[1] != len(tensor.tensor_content):
+        msg = "a table is not as large as it says"
+        raise SchemaError(msg)
+    values: NDArray[np.float32] = np.frombuffer(tensor.tensor_content, "<f4").reshape(shape)
+    return values
+
+
+def _progress(tensor: Any) -> tuple[float, float, float, float]:
+    if tensor.dtype != DT_DOUBLE or len(tensor.tensor_content) != 32:  # noqa: PLR2004
+        msg = "progress is no four numbers of float64"
+        raise SchemaError(msg)
+    epoch, accuracy, loss, examples = np.frombuffer(tensor.tensor_content, "<f8").tolist()
+    if not (0 <= epoch < 1 << 53 and 0 <= examples < 1 << 53):
+        msg = "progress is out of range"
+        raise SchemaError(msg)
+    return epoch, accuracy, loss, examples
+
+
+def _text(tensor: Any) -> bytes:
+    if tensor.dtype != DT_STRING or len(tensor.string_val) != 1:
+        msg = "an entry is no text"
+        raise SchemaError(msg)
+    return bytes(tensor.string_val[0])
+
+
+def _fold(directory: Path, files: list[_File]) -> RunRecord:
+    """Return the run as it stands after all its files, later ones overruling earlier ones."""
+    files = sorted(files, key=lambda file: (file.first, file.path.name))
+    run = _Run()
+    for place, file in enumerate(files):
+        if file.start is not None:
+            for earlier in files[:place]:
+                earlier.entries = _before(earlier.entries, *file.start)
+    for file in files:
+        run.session()
+        for entry in file.entries:
+            run.take(entry.entity)
+    name = directory.parent if directory.name == SUBDIRECTORY else directory
+    tables = _by_step(_of(files, SignalTable))
+    evaluations = _by_step(_of(files, EvaluationRecord))
+    last = max((entry.step for file in files for entry in file.entries), default=0)
+    sites = tables[-1].sites if tables else ()
+    specs = {path: spec for file in files for path, spec in file.specs.items()}
+    attachment = run.attachment
+    if attachment is not None:
+        specs.update({spec.path: spec for spec in attachment.layers})
+    closing = run.report or Report(run="")
+    report = Report(
+        run=str(name),
+        diagnoses=run.diagnoses(tables[-1].step if tables else 0),
+        skipped=tuple(run.skipped.values()),
+        layers=max(closing.layers, len(attachment.layers) if attachment else len({site.layer for site in sites})),
+        sites=max(closing.sites, len(sites)),
+        samples=max(closing.samples, len(tables)),
+        steps=max(closing.steps, last),
+        evaluations=max(closing.evaluations, len(evaluations)),
+        complete=run.report is not None and run.report.complete,
+    )
+    return RunRecord(
+        directory=directory,
+        report=report,
+        attachment=attachment,
+        specs=specs,
+        tables=tables,
+        evaluations=evaluations,
+        cells=_by_step(_of(files, RecordedCells)),
+        looks=_by_step(_of(files, Look)),
+        problems=tuple(problem for file in files for problem in file.problems),
+    )
+
+
+def _before(entries: list[_Entry], step: int, wall_time: float) -> list[_Entry]:
+    """Return the entries that a start at ``step`` leaves: what a parent wrote after its child began stays too."""
+    return [entry for entry in entries if entry.step < step or entry.wall_time > wall_time]
+
+
+def _of(files: list[_File], kind: type[T]) -> list[T]:
+    return [entry.entity for file in files for entry in file.entries if isinstance(entry.entity, kind)]
+
+
+def _by_step(items: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(items, key=lambda item: item.step))
+
+
+class _Run:
+    """What is known after each entry."""
+
+    def __init__(self) -> None:
+        self.attachment: Attachment | None = None
+        self.report: Report | None = None
+        self.skipped: dict[str, Skipped] = {}
+        self._states: dict[str, tuple[int, Diagnosis]] = {}
+        self._session = 0
+
+    def session(self) -> None:
+        """Begin what another process wrote: it looks anew, and the run is open again."""
+        self._session += 1
+        self.report = None
+        self.skipped = {}
+
+    def take(self, entity: Entity) -> None:
+        if isinstance(entity, Attachment):
+            self.attachment = entity
+        elif isinstance(entity, Diagnosis):
+            self._diagnosed(entity)
+            self.skipped.pop(entity.rule, None)
+        elif isinstance(entity, Skipped):
+            self.skipped[entity.rule] = entity
+        elif isinstance(entity, Report):
+            self.report = entity
+            self.skipped = {skipped.rule: skipped for skipped in entity.skipped}
+            for diagnosis in entity.diagnoses:
+                self._diagnosed(diagnosis)
+
+    def diagnoses(self, last: int) -> tuple[Diagnosis, ...]:
+        """Return the last states; what was active when a run was cut off held until its ``last`` sample."""
+        states = [
+            replace(diagnosis, last_step=max(diagnosis.last_step, last))
+            if diagnosis.state == "active" and session == self._session and self.report is None
+            else diagnosis
+            for session, diagnosis in self._states.values()
+        ]
+        active = {diagnosis.key for diagnosis in states if diagnosis.state == "active"}
+        return tuple(
+            sorted(
+                states,
+                key=lambda d: (d.state != "active", not active.isdisjoint(d.causes), -d.severity, d.step),
+            )
+        )
+
+    def _diagnosed(self, diagnosis: Diagnosis) -> None:
+        session, before = self._states.get(diagnosis.key, (self._session, diagnosis))
+        if session != self._session and before.state == "active" and before.step < diagnosis.step:
+            # the run was resumed and the finding still holds
+            diagnosis = replace(diagnosis, step=before.step, epoch=before.epoch)
+        self._states[diagnosis.key] = self._session, diagnosis

@@ -1,0 +1,492 @@
+"""What the record holds, and its JSON in both directions.
+
+Tags (all of plugin ``bnwatch`` unless said otherwise); ``<x>`` is a short digest of what the tag is about, so that a
+resumed run goes on under the same tag if, and only if, it means the same:
+
+* ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
+* ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
+* ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
+* ``bnwatch/attachment``, ``evaluation``, ``cells``, ``look``, ``report``: JSON
+* ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
+  TensorBoard keeps one value a tag and step
+* ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
+* ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from bnwatch import moments
+from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
+from bnwatch.evidence import Cells, LayerLook, Look, Split, Statistics
+from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
+from bnwatch.render import SCHEMA, diagnosis_json, json_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLUGIN = "bnwatch"
+STATS = "bnwatch/stats/"
+SITES = "bnwatch/sites/"
+PROGRESS = "bnwatch/progress"
+ATTACHMENT = "bnwatch/attachment"
+EVALUATION = "bnwatch/evaluation"
+CELLS = "bnwatch/cells"
+LOOK = "bnwatch/look"
+DIAGNOSIS = "bnwatch/diagnosis/"
+SKIPPED = "bnwatch/skipped/"
+REPORT = "bnwatch/report"
+TEXT = "bnwatch/text/"
+
+_MANY = 1 << 31
+
+
+class SchemaError(ValueError):
+    """A record does not hold what it should; the message says which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCell:
+    """A cell as the record keeps it: like `bnwatch.evidence.Cell`, without the single examples.
+
+    Attributes:
+        statistics: what it was normalized with.
+        accuracy: share of right predictions, in [0, 1].
+        examples: how many were measured.
+        largest_share: share of the most predicted class.
+        majority: share of the most frequent label.
+        gains: accuracy gained over the other cells of the row, and the paired one-sided p-value.
+    """
+
+    statistics: Statistics
+    accuracy: float
+    examples: int
+    largest_share: float
+    majority: float
+    gains: Mapping[Statistics, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy (Wilson, 1927)."""
+        return moments.binomial_interval(self.accuracy, self.examples)
+
+    def gain_over(self, other: RecordedCell) -> tuple[float, float]:
+        """Return accuracy gained over another cell of the row, and the paired one-sided p-value (McNemar)."""
+        return self.gains[other.statistics]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCells:
+    """The table of an experiment as the record keeps it: see `bnwatch.evidence.Cells`."""
+
+    step: int
+    epoch: int
+    classes: int
+    training: Mapping[Statistics, RecordedCell]
+    evaluation: Mapping[Statistics, RecordedCell]
+    missing: str | None = None
+    seconds: float = 0.0
+
+
+def digest(text: str) -> str:
+    """Return a short digest that is safe in a tag."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+
+
+# --- to JSON -----------------------------------------------------------------------------------------------------
+
+
+def attachment_json(attachment: Attachment) -> dict[str, Any]:
+    """Return an attachment as JSON objects."""
+    return {
+        "schema": SCHEMA,
+        "framework": attachment.framework,
+        "layers": [spec_json(spec) for spec in attachment.layers],
+        "unsupported": dict(attachment.unsupported),
+    }
+
+
+def spec_json(spec: LayerSpec) -> dict[str, Any]:
+    """Return a layer's specification as JSON objects."""
+    return dict(_finite(asdict(spec)))
+
+
+def evaluation_json(evaluation: EvaluationRecord) -> dict[str, Any]:
+    """Return an evaluation as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(evaluation))}
+
+
+def look_json(look: Look) -> dict[str, Any]:
+    """Return a look as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(look))}
+
+
+def cells_json(cells: Cells) -> dict[str, Any]:
+    """Return the cells as JSON objects, without the single examples."""
+    return {
+        "schema": SCHEMA,
+        "step": cells.step,
+        "epoch": cells.epoch,
+        "classes": cells.classes,
+        "missing": cells.missing,
+        "seconds": json_number(cells.seconds),
+        "rows": {
+            split: {
+                statistics: {
+                    "accuracy": cell.accuracy,
+                    "examples": cell.examples,
+                    "largest_share": cell.largest_share,
+                    "majority": cell.majority,
+                    "gains": {
+                        other: [json_number(part) for part in cell.gain_over(row[other])]
+                        for other in row
+                        if other != statistics
+                    },
+                }
+                for statistics, cell in row.items()
+            }
+            for split, row in cells.rows()
+        },
+    }
+
+
+def skipped_json(skipped: Skipped) -> dict[str, Any]:
+    """Return a skipped rule as JSON objects."""
+    return {"schema": SCHEMA, **asdict(skipped)}
+
+
+def stored_diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return a diagnosis as JSON objects with the schema's version."""
+    return {"schema": SCHEMA, **diagnosis_json(diagnosis)}
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON objects with the numbers that JSON lacks as strings."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    return json_number(value)
+
+
+# --- from JSON: hostile until its types are checked ---------------------------------------------------------------
+
+
+class Fields:
+    """A JSON object of unknown origin, read field by field with its type."""
+
+    def __init__(self, data: object, what: str) -> None:
+        """Check that it is an object."""
+        if not isinstance(data, dict):
+            msg = f"{what} is no object"
+            raise SchemaError(msg)
+        self._data = data
+        self._what = what
+
+    def _get(self, name: str, kinds: tuple[type, ...], kind: str) -> Any:
+        value = self._data.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            msg = f"{name} of {self._what} is no {kind}"
+            raise SchemaError(msg)
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a string."""
+        return str(self._get(name, (str,), "text"))
+
+    def maybe_text(self, name: str) -> str | None:
+        """Return a string or None."""
+        return self.text(name) if self.has(name) else None
+
+    def flag(self, name: str) -> bool:
+        """Return a truth value."""
+        return bool(self._get(name, (bool,), "truth value"))
+
+    def integer(self, name: str) -> int:
+        """Return a whole number that a step or a count can be."""
+        value = int(self._get(name, (int,), "whole number"))
+        if not 0 <= value < 1 << 62:
+            msg = f"{name} of {self._what} is out of range"
+            raise SchemaError(msg)
+        return value
+
+    def number(self, name: str) -> float:
+        """Return a number, also one of those that JSON writes as text."""
+        return _number(self._data.get(name), f"{name} of {self._what}")
+
+    def maybe_number(self, name: str) -> float | None:
+        """Return a number or None."""
+        return self.number(name) if self.has(name) else None
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list."""
+        return list(self._get(name, (list,), "list"))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings."""
+        items = self.items(name)
+        if not all(isinstance(item, str) for item in items):
+            msg = f"{name} of {self._what} is no list of texts"
+            raise SchemaError(msg)
+        return tuple(items)
+
+    def fields(self, name: str) -> Fields:
+        """Return an object."""
+        return Fields(self._data.get(name), f"{name} of {self._what}")
+
+    def has(self, name: str) -> bool:
+        """Return whether a field is there and not null."""
+        return self._data.get(name) is not None
+
+    def pairs(self, name: str) -> dict[str, Any]:
+        """Return an object as a dict."""
+        return dict(self._get(name, (dict,), "object"))
+
+    def integers(self, name: str) -> list[int]:
+        """Return a list of whole numbers."""
+        items = self.items(name)
+        if not all(type(item) is int and abs(item) < _MANY for item in items):
+            msg = f"{name} of {self._what} is no list of whole numbers"
+            raise SchemaError(msg)
+        return items
+
+    def share(self, name: str) -> float:
+        """Return a number in [0, 1]."""
+        value = self.number(name)
+        if not 0.0 <= value <= 1.0:
+            msg = f"{name} of {self._what} is no share"
+            raise SchemaError(msg)
+        return value
+
+    def choice(self, name: str, among: tuple[str, ...]) -> str:
+        """Return one of some texts."""
+        value = self.text(name)
+        if value not in among:
+            msg = f"{name} of {self._what} is none of {', '.join(among)}"
+            raise SchemaError(msg)
+        return value
+
+    def version(self) -> None:
+        """Check that this version of bnwatch can read it."""
+        if self.integer("schema") > SCHEMA:
+            msg = f"{self._what} was written by a newer bnwatch"
+            raise SchemaError(msg)
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{what} is no number"
+        raise SchemaError(msg)
+    try:
+        return float(value)
+    except OverflowError:
+        msg = f"{what} is out of range"
+        raise SchemaError(msg) from None
+
+
+def _pair(value: object, what: str) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004
+        msg = f"{what} is no pair of numbers"
+        raise SchemaError(msg)
+    return _number(value[0], what), _number(value[1], what)
+
+
+def parse_spec(data: object) -> LayerSpec:
+    """Return the specification of a layer."""
+    layer = Fields(data, "layer")
+    return LayerSpec(
+        path=layer.text("path"),
+        kind=layer.text("kind"),
+        channels=layer.integer("channels"),
+        epsilon=layer.number("epsilon"),
+        decay=layer.number("decay"),
+        bessel_corrected=layer.flag("bessel_corrected"),
+        trainable=layer.flag("trainable"),
+        axis=tuple(layer.integers("axis")) if layer.has("axis") else None,
+        initial=_pair(layer.items("initial"), "initial of layer"),
+        built_at=layer.maybe_text("built_at"),
+    )
+
+
+def parse_site(data: object) -> CallSite:
+    """Return a call site from ``[layer, index, replica]``."""
+    if not isinstance(data, list) or len(data) != 3 or not isinstance(data[0], str):  # noqa: PLR2004
+        msg = "a call site is no [layer, index, replica]"
+        raise SchemaError(msg)
+    index, replica = Fields({"numbers": data[1:]}, "call site").integers("numbers")
+    return CallSite(data[0], index, replica)
+
+
+def parse_attachment(data: object) -> Attachment:
+    """Return an attachment."""
+    attachment = Fields(data, "attachment")
+    attachment.version()
+    unsupported = attachment.pairs("unsupported")
+    if not all(isinstance(reason, str) for reason in unsupported.values()):
+        msg = "unsupported of attachment holds no texts"
+        raise SchemaError(msg)
+    return Attachment(
+        layers=tuple(parse_spec(layer) for layer in attachment.items("layers")),
+        unsupported=unsupported,
+        framework=attachment.text("framework"),
+    )
+
+
+def parse_evaluation(data: object) -> EvaluationRecord:
+    """Return an evaluation."""
+    evaluation = Fields(data, "evaluation")
+    evaluation.version()
+    return EvaluationRecord(
+        step=evaluation.integer("step"),
+        epoch=evaluation.integer("epoch"),
+        accuracy=evaluation.maybe_number("accuracy"),
+        loss=evaluation.maybe_number("loss"),
+        examples=evaluation.integer("examples"),
+        train_accuracy=evaluation.maybe_number("train_accuracy"),
+        train_loss=evaluation.maybe_number("train_loss"),
+        train_examples=evaluation.integer("train_examples"),
+        classes=evaluation.integer("classes"),
+        majority=evaluation.maybe_number("majority"),
+        batch_statistics=evaluation.texts("batch_statistics"),
+    )
+
+
+def parse_look(data: object) -> Look:
+    """Return a look."""
+    look = Fields(data, "look")
+    look.version()
+    layers = []
+    for entry in look.items("layers"):
+        layer = Fields(entry, "layer of look")
+        layers.append(
+            LayerLook(
+                path=layer.text("path"),
+                kind=layer.text("kind"),
+                units=layer.integer("units"),
+                zero_samples=layer.number("zero_samples"),
+                dead_units=layer.number("dead_units"),
+                spread=layer.number("spread"),
+                gradient=layer.maybe_number("gradient"),
+            )
+        )
+    return Look(look.integer("step"), look.integer("epoch"), look.integer("examples"), tuple(layers))
+
+
+def parse_cells(data: object) -> RecordedCells:
+    """Return the cells of an experiment."""
+    cells = Fields(data, "cells")
+    cells.version()
+    rows = cells.pairs("rows")
+    if not set(rows) <= set(get_args(Split)):
+        msg = "rows of cells are none of training, evaluation"
+        raise SchemaError(msg)
+    return RecordedCells(
+        step=cells.integer("step"),
+        epoch=cells.integer("epoch"),
+        classes=cells.integer("classes"),
+        training=_parse_row(rows.get("training", {})),
+        evaluation=_parse_row(rows.get("evaluation", {})),
+        missing=cells.maybe_text("missing"),
+        seconds=cells.number("seconds"),
+    )
+
+
+def _parse_row(data: object) -> dict[Statistics, RecordedCell]:
+    row = Fields(data, "row of cells")
+    known: tuple[Statistics, ...] = get_args(Statistics)
+    cells: dict[Statistics, RecordedCell] = {}
+    for statistics in known:
+        if not row.has(statistics):
+            continue
+        cell = row.fields(statistics)
+        gains = cell.pairs("gains")
+        cells[statistics] = RecordedCell(
+            statistics=statistics,
+            accuracy=cell.share("accuracy"),
+            examples=cell.integer("examples"),
+            largest_share=cell.share("largest_share"),
+            majority=cell.share("majority"),
+            gains={other: _pair(gains[other], "gains of cell") for other in known if other in gains},
+        )
+    return cells
+
+
+def parse_skipped(data: object) -> Skipped:
+    """Return a rule that could not look."""
+    skipped = Fields(data, "skipped")
+    return Skipped(
+        rule=skipped.text("rule"),
+        reason=skipped.text("reason"),
+        needs=skipped.choice("needs", ("cells", "look")) if skipped.has("needs") else None,  # type: ignore[arg-type]
+    )
+
+
+def parse_diagnosis(data: object) -> Diagnosis:
+    """Return a diagnosis."""
+    diagnosis = Fields(data, "diagnosis")
+    evidence = {}
+    for name, entry in diagnosis.pairs("evidence").items():
+        measured = Fields(entry, "evidence of diagnosis")
+        interval = _pair(measured.items("interval"), "interval of evidence") if measured.has("interval") else None
+        evidence[name] = Quantity(measured.number("value"), measured.text("unit"), interval)
+    return Diagnosis(
+        rule=diagnosis.text("rule"),
+        name=diagnosis.text("name"),
+        severity=Severity.parse(diagnosis.choice("severity", tuple(map(str, Severity)))),
+        subject=diagnosis.text("subject"),
+        message=diagnosis.text("message"),
+        step=diagnosis.integer("first_step"),
+        epoch=diagnosis.integer("epoch"),
+        last_step=diagnosis.integer("last_step"),
+        evidence=evidence,
+        table=_parse_table(diagnosis.fields("table")) if diagnosis.has("table") else None,
+        notes=diagnosis.texts("notes"),
+        helps=diagnosis.texts("helps"),
+        state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]
+        causes=diagnosis.texts("causes"),
+        reason=diagnosis.maybe_text("reason"),
+    )
+
+
+def _parse_table(table: Fields) -> Table:
+    columns = table.texts("columns")
+    rows: list[tuple[str | float, ...]] = []
+    for row in table.items("rows"):
+        if not isinstance(row, list) or len(row) != len(columns):
+            msg = "a row of a table is as long as its columns"
+            raise SchemaError(msg)
+        rows.append(tuple(_cell(cell) for cell in row))
+    return Table(columns, tuple(rows))
+
+
+def _cell(cell: object) -> str | float:
+    # "NaN" could be either; as text it reads the same
+    return cell if isinstance(cell, str) else _number(cell, "cell of table")
+
+
+def parse_report(data: object) -> Report:
+    """Return a report."""
+    report = Fields(data, "report")
+    report.version()
+    return Report(
+        run=report.text("run"),
+        diagnoses=tuple(parse_diagnosis(entry) for entry in report.items("diagnoses")),
+        skipped=tuple(parse_skipped(entry) for entry in report.items("skipped")),
+        layers=report.integer("layers"),
+        sites=report.integer("sites"),
+        samples=report.integer("samples"),
+        steps=report.integer("steps"),
+        evaluations=report.integer("evaluations"),
+        complete=report.flag("complete"),
+    )

@@ -1,0 +1,281 @@
+"""Writes the record of a run as TensorBoard event files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
+
+from bnwatch import render
+from bnwatch.diagnosis import Diagnosis, Report, Skipped
+from bnwatch.evidence import Cells, Look
+from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SharedSites, SignalTable
+from bnwatch.sinks.tensorboard import schema
+from bnwatch.sinks.tensorboard.events import EventFile
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from bnwatch.records import CallSite, LayerSpec
+    from bnwatch.sinks import Item
+
+SUBDIRECTORY = "bnwatch"
+"""A run of its own below the log directory: TensorBoard follows one writer a directory."""
+
+_CHOSEN = 3
+_TEXTS = 10
+
+_log = logging.getLogger("bnwatch")
+
+
+class TensorBoardSink:
+    """Writes to ``log_dir/bnwatch``; `bnwatch.sinks.tensorboard.schema` says what.
+
+    Each item is on disk when `write` returns. A disk that fills up costs the items that find no room, and one line of
+    logging; it never raises once the sink is open.
+
+    Raises:
+        OSError: the directory cannot be created or written.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
+        """Create the directory and the first file."""
+        self.directory = Path(log_dir) / SUBDIRECTORY
+        try:
+            self._file = EventFile(self.directory)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            msg = f"cannot write the record to {str(self.directory)!r}: {reason}"
+            raise type(error)(msg) from None
+        self._step: int | None = None
+        self._generation = self._file.generation
+        self._described: set[str] = set()
+        self._waiting: list[Attachment | Skipped] = []
+        self._specs: dict[str, LayerSpec] = {}
+        self._layouts: dict[object, tuple[str, str]] = {}
+        self._samples = 0
+        self._chosen: tuple[str, ...] = ()
+        self._texts: dict[str, tuple[int, list[str]]] = {}
+        self._closed = False
+
+    def write(self, item: Item, /) -> None:
+        """Append an item."""
+        if self._closed:
+            return
+        if isinstance(item, Attachment):
+            self._specs.update({spec.path: spec for spec in item.layers})
+            self._layouts.clear()
+        if isinstance(item, (Attachment, Skipped)):
+            # without a step there is nothing yet to tell a reader where this file takes up the run
+            if self._step is None:
+                self._waiting.append(item)
+            else:
+                self._write(item, self._step)
+            return
+        step = item.last_step if isinstance(item, Diagnosis) else item.step
+        self._start(step)
+        self._write(item, step)
+
+    def close(self, report: Report, /) -> None:
+        """Append the report and close; a second call does nothing."""
+        if self._closed:
+            return
+        self._start(report.steps)
+        self._write(report, report.steps)
+        self._closed = True
+        self._file.close()
+
+    @property
+    def lost(self) -> int:
+        """Return how many items found no room on the disk."""
+        return self._file.lost
+
+    def _start(self, step: int) -> None:
+        if self._step is None:
+            self._step = step
+            for waiting in self._waiting:
+                self._write(waiting, step)
+            self._waiting.clear()
+
+    def _write(self, item: Item | Report, step: int) -> None:
+        self._file.settle()
+        if self._generation != self._file.generation:
+            self._generation = self._file.generation
+            self._described.clear()
+        self._step = max(step, self._step or 0)
+        values = list(self._values(item))
+        described = {value.tag for value in values if value.HasField("metadata")}
+        event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values))
+        before = self._file.lost
+        if self._file.write(event):
+            self._described |= described
+        elif not before:
+            _log.warning("bnwatch: no room for the record in %s; what does not fit is lost", self._file.directory)
+
+    def _values(self, item: Item | Report) -> Iterator[Any]:
+        if isinstance(item, SignalTable):
+            yield from self._sample(item)
+        elif isinstance(item, Attachment):
+            yield self._json(schema.ATTACHMENT, schema.attachment_json(item))
+        elif isinstance(item, EvaluationRecord):
+            yield self._json(schema.EVALUATION, schema.evaluation_json(item))
+            yield from _evaluation_scalars(item)
+        elif isinstance(item, Cells):
+            yield self._json(schema.CELLS, schema.cells_json(item))
+            for split, row in item.rows():
+                for statistics, cell in row.items():
+                    yield _scalar(f"{schema.CELLS}/{split}/{statistics}", cell.accuracy)
+        elif isinstance(item, Look):
+            yield self._json(schema.LOOK, schema.look_json(item))
+        elif isinstance(item, Diagnosis):
+            tag = schema.DIAGNOSIS + safe(item.rule) + "/" + schema.digest(item.subject)
+            yield self._json(tag, schema.stored_diagnosis_json(item))
+            yield from self._diagnosis_text(item)
+        elif isinstance(item, Skipped):
+            yield self._json(schema.SKIPPED + safe(item.rule), schema.skipped_json(item))
+        else:
+            yield self._json(schema.REPORT, render.report_json(item))
+            yield self._text("summary", render.report_markdown(item))
+
+    def _sample(self, table: SignalTable) -> Iterator[Any]:
+        tag, content = self._layout(table.sites)
+        yield self._tensor(tag, table.values, DT_FLOAT, content)
+        unknown = math.nan
+        progress = [
+            table.epoch,
+            unknown if table.accuracy is None else table.accuracy,
+            unknown if table.loss is None else table.loss,
+            table.examples,
+        ]
+        yield self._tensor(schema.PROGRESS, np.array(progress, np.float64), DT_DOUBLE, '{"schema": 1}')
+        for shared in table.shared:
+            tag, content = self._shared_layout(shared)
+            yield self._tensor(tag, shared.values, DT_FLOAT, content)
+        if table.accuracy is not None:
+            yield _scalar("bnwatch/accuracy/train", table.accuracy)
+        yield from self._worst(table)
+
+    def _layout(self, sites: tuple[CallSite, ...]) -> tuple[str, str]:
+        """Return the tag of tables with these rows, and its metadata."""
+        if sites not in self._layouts:
+            layers = list(dict.fromkeys(site.layer for site in sites))
+            content = render.dumps(
+                {
+                    "schema": render.SCHEMA,
+                    "statistics": list(STATISTICS),
+                    "sites": [[site.layer, int(site.index), int(site.replica)] for site in sites],
+                    "layers": [schema.spec_json(self._specs[path]) for path in layers if path in self._specs],
+                }
+            )
+            self._layouts[sites] = schema.STATS + schema.digest(content), content
+        return self._layouts[sites]
+
+    def _shared_layout(self, shared: SharedSites) -> tuple[str, str]:
+        key = shared.layer
+        if key not in self._layouts:
+            content = render.dumps(
+                {"schema": render.SCHEMA, "layer": shared.layer, "statistics": list(SITE_STATISTICS)}
+            )
+            self._layouts[key] = schema.SITES + schema.digest(content), content
+        return self._layouts[key]
+
+    def _worst(self, table: SignalTable) -> Iterator[Any]:
+        """Yield how far the worst layer is off, and the same of a few layers that stay the same through the run."""
+        self._samples += 1
+        if not table.sites:
+            return
+        with np.errstate(all="ignore"):
+            measures = {
+                "mean_shift": np.abs(table.column("mean_shift")),
+                "log_std_ratio": np.abs(np.log(table.column("std_ratio"))),
+            }
+        paths = {site.layer for site in table.sites}
+        for name, values in measures.items():
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                yield _scalar(f"bnwatch/worst/{name}", float(finite.max()))
+        if not self._chosen and (len(paths) <= _CHOSEN or self._samples >= WINDOW):
+            distance = np.nan_to_num(np.maximum(*measures.values()), nan=np.inf)
+            worst = [table.sites[n].layer for n in np.argsort(-distance, kind="stable")]
+            self._chosen = tuple(dict.fromkeys(worst))[:_CHOSEN]
+        for path in self._chosen:
+            rows = np.array([site.layer == path for site in table.sites])
+            for name, values in measures.items():
+                finite = values[rows & np.isfinite(values)]
+                if finite.size:
+                    yield _scalar(f"bnwatch/layer/{safe_path(path)}/{name}", float(finite.max()))
+
+    def _diagnosis_text(self, diagnosis: Diagnosis) -> Iterator[Any]:
+        # TensorBoard shows one text a tag and step, so those of one step share it; past a few, the report has the rest
+        step, texts = self._texts.get(diagnosis.rule, (-1, []))
+        if step != self._step:
+            texts = []
+        self._texts[diagnosis.rule] = self._step or 0, texts
+        if len(texts) > _TEXTS:
+            return
+        full = len(texts) == _TEXTS
+        texts.append("and more, see `bnwatch report`" if full else render.diagnosis_markdown(diagnosis))
+        yield self._text(safe(diagnosis.rule), "\n\n".join(texts))
+
+    def _text(self, name: str, markdown: str) -> Any:
+        data = markdown.encode("utf-8", "backslashreplace")
+        tensor = TensorProto(dtype=DT_STRING, string_val=[data], tensor_shape=_shape(()))
+        return self._value(schema.TEXT + name, tensor, "text", b"")
+
+    def _json(self, tag: str, data: dict[str, Any]) -> Any:
+        tensor = TensorProto(dtype=DT_STRING, string_val=[render.dumps(data).encode()], tensor_shape=_shape(()))
+        return self._value(tag, tensor, schema.PLUGIN, b'{"schema": 1}')
+
+    def _tensor(self, tag: str, values: NDArray[Any], dtype: int, content: str) -> Any:
+        data = np.ascontiguousarray(values, dtype="<f4" if dtype == DT_FLOAT else "<f8").tobytes()
+        tensor = TensorProto(dtype=dtype, tensor_content=data, tensor_shape=_shape(values.shape))
+        return self._value(tag, tensor, schema.PLUGIN, content.encode())
+
+    def _value(self, tag: str, tensor: Any, plugin: str, content: bytes) -> Any:
+        """Return a value, described where it is the first of its tag in this file."""
+        if tag in self._described:
+            return Summary.Value(tag=tag, tensor=tensor)
+        data = SummaryMetadata.PluginData(plugin_name=plugin, content=content)
+        return Summary.Value(
+            tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=data, data_class=DATA_CLASS_TENSOR)
+        )
+
+
+def safe(name: str) -> str:
+    """Return a name as a part of a tag: a few plain characters, told apart by a digest where that changed it."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:60]
+    return plain if plain == name else f"{plain}-{schema.digest(name)[:6]}".lstrip("-")
+
+
+def safe_path(path: str) -> str:
+    """Return a layer's path as part of a tag."""
+    return "/".join(map(safe, path.split("/"))) if len(path) < 100 else safe(path)  # noqa: PLR2004
+
+
+def _evaluation_scalars(evaluation: EvaluationRecord) -> Iterator[Any]:
+    if evaluation.accuracy is not None:
+        yield _scalar("bnwatch/accuracy/evaluation", evaluation.accuracy)
+        if evaluation.train_accuracy is not None:
+            yield _scalar("bnwatch/accuracy/gap", evaluation.train_accuracy - evaluation.accuracy)
+
+
+def _scalar(tag: str, value: float) -> Any:
+    return Summary.Value(tag=tag, simple_value=value)
+
+
+def _shape(shape: tuple[int, ...]) -> Any:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])
