@@ -29,7 +29,7 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     if not signals.evaluations:
         yield Skipped("BN201", "no evaluation was seen")
         return
-    sites = [s for s in signals.sites() if s.site.index == 0 and not s.flag & Flag.UNMOVED]
+    sites = [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
     if sites and all(s.initial_weight != s.initial_weight for s in sites):  # noqa: PLR0124 - NaN: updates unknown
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
