@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     "BN302",
     "chance-level-accuracy",
     severity=Severity.ERROR,
-    causes=("BN306", "BN401"),
+    causes=("BN203", "BN301", "BN306", "BN401"),
     alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
+    margin=Threshold(0.1, "convention", "share above chance that the number of examples must be able to tell from it"),
 )
 def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training and evaluation accuracy are what guessing gives."""
@@ -50,6 +51,10 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if not constant and stuck < limits["patience"]:
         yield Skipped("BN302", f"at chance for {stuck} evaluations; whether the output varies is not known", "look")
         return
+    examples = max(last.examples, last.train_examples if last.train_accuracy is not None else 0)
+    if not constant and moments.binomial_interval(chance, examples)[1] - chance > limits["margin"]:
+        yield Skipped("BN302", f"{examples} examples are too few to tell guessing from a slow start")
+        return
     cells = signals.cells
     if cells is None or cells.step < evaluations[-stuck].step:
         cells = None
@@ -70,7 +75,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         },
         notes=(
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
-            *_innocence(cells),
+            *_innocence(cells, limits["alpha"]),
         ),
         helps=(
             ("look at that layer and at what feeds it",)
@@ -101,13 +106,13 @@ def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> boo
     )
 
 
-def _innocence(cells: Cells | None) -> tuple[str, ...]:
+def _innocence(cells: Cells | None, alpha: float) -> tuple[str, ...]:
     """Say what the cells say of the running statistics."""
     if cells is None:
         return ()
     _, row = next(cells.rows())
     gained, p = row["batch"].gain_over(row["running"])
-    if gained > 0.0 and p < 1e-3:
+    if gained > 0.0 and p < alpha:
         return (f"with batch statistics the same examples give {row['batch'].accuracy:.1%}",)
     return (
         f"the running statistics are innocent: the same {row['batch'].examples:,} examples give "

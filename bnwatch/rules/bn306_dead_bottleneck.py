@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from bnwatch.evidence import LayerLook, Look
     from bnwatch.signals import Signals
 
+ALPHA = 1e-3
+"""Probability below which a gain of batch statistics is none of chance."""
+
 
 @rule(
     "BN306",
@@ -43,7 +46,7 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         return
     died = looks[since].step
     alive = looks[since - 1].step if since else 0
-    when = f"since step {died}" + (f" (alive at step {alive})" if alive else "")
+    when = f"since step {died}" + (f" (alive at step {alive})" if since else "")
     yield Finding(
         subject=dead.path,
         message=f"all {dead.units} units of `{dead.path}` are zero for every example {when}: "
@@ -51,13 +54,13 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         evidence={
             "zero_samples": Quantity(dead.zero_samples, f"of {looks[-1].examples} training examples all zero"),
             "dead_since": Quantity(died, "training step"),
-            "last_alive": Quantity(alive, "training step"),
+            **({"last_alive": Quantity(alive, "training step")} if since else {}),
             "gradient": Quantity(gradient, f"largest absolute gradient at and before `{dead.path}`"),
         },
         notes=(
             "an activation that is zero for every example has gradient zero: the layers in front of it no longer "
             "learn, and no later step can revive it",
-            *_innocence(signals),
+            *_innocence(signals, died),
         ),
         helps=(
             "put global average pooling in place of Flatten in front of it: fewer inputs, a smaller step",
@@ -90,11 +93,14 @@ def _gradient(look: Look, path: str) -> float | None:
     return seen
 
 
-def _innocence(signals: Signals) -> tuple[str, ...]:
+def _innocence(signals: Signals, died: int) -> tuple[str, ...]:
+    """Acquit the running statistics where cells measured since say so."""
     cells = signals.cells
-    if cells is None or not cells.training:
+    if cells is None or not cells.training or cells.step < died:
         return ()
     batch, running = cells.training["batch"], cells.training["running"]
+    if batch.gain_over(running)[1] < ALPHA:
+        return ()
     return (
         f"the running statistics are innocent: {batch.examples:,} training examples give {batch.accuracy:.1%} with "
         f"batch statistics and {running.accuracy:.1%} with running statistics",
