@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
-    margin=Threshold(0.1, "convention", "share above chance that the number of examples must be able to tell from it"),
+    margin=Threshold(0.05, "convention", "share above chance that the number of examples must be able to tell from it"),
 )
 def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training and evaluation accuracy are what guessing gives."""
@@ -74,6 +74,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
             **({"training_accuracy": Quantity(last.train_accuracy)} if last.train_accuracy is not None else {}),
         },
         notes=(
+            *_odds(last, chance),
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
             *_innocence(cells, limits["alpha"]),
         ),
@@ -103,6 +104,15 @@ def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> boo
         moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
         for accuracy, examples in pairs
         if accuracy is not None and examples
+    )
+
+
+def _odds(last: EvaluationRecord, chance: float) -> tuple[str, ...]:
+    if last.accuracy is None:
+        return ()
+    p = moments.binomial_survival(round(last.accuracy * last.examples), last.examples, chance)
+    return (
+        f"always naming the most frequent class is right for {chance:.1%}; guessing gets this far with p = {p:.2g}",
     )
 
 

@@ -81,7 +81,7 @@ test_cases = cases.runner(RULE, fires=FIRES, quiet=QUIET, skips=SKIPS)
 def test_what_a_re_estimate_restores_names_the_cause(population, helps, restored):
     ((finding,), _) = cases.look(RULE, measured(0.9, 0.5, population=population, split="training"))
     assert helps in finding.helps[0]
-    assert ("do not restore" in finding.notes[0]) is not restored
+    assert ("do not restore" in finding.notes[1]) is not restored
 
 
 def test_all_cells_are_in_the_table():
@@ -101,7 +101,7 @@ def test_what_was_not_measured_says_so():
         testing.signals(testing.cells(2, evaluation={"batch": 0.9, "running": 0.5}, missing="no training examples")),
     )
     assert finding.table.rows[0][3] == "not measured"
-    assert finding.notes == ("measured on part of the data only: no training examples",)
+    assert finding.notes[1:] == ("measured on part of the data only: no training examples",)
 
 
 def test_older_cells_go_on_to_hold_while_new_ones_are_asked_for():

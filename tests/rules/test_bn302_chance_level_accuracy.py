@@ -81,7 +81,7 @@ def test_the_boundary_is_where_the_test_puts_it():
 
 def test_the_first_constant_layer_is_named():
     ((finding,), _) = cases.look(RULE, at(*evaluations(0.1), *looks(0.0), INNOCENT))
-    assert "`dense` is the first layer" in finding.notes[0]
+    assert "`dense` is the first layer" in finding.notes[1]
     assert "same output for every example" in finding.message
 
 
