@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import sysconfig
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ class Watch:
         self._allow = Allowances(allow)
         self.signals = Signals()
         self._engine = Engine(self._allow)
-        self._sinks: list[Sink] = [*sinks, ConsoleSink()]
+        self._given = tuple(sinks)
+        self._sinks: list[Sink] = []
         self._opened = self._closed = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
@@ -199,14 +201,13 @@ class Watch:
         )
 
     def close(self) -> None:
-        """Conclude: unused allowances, the closing summary, the sinks. A second call does nothing."""
-        if self._closed:
+        """Conclude: unused allowances, the closing summary, the sinks. Once closed it does nothing until opened again."""
+        if not self._opened:
             return
         with self.guard("closing"):
-            if self._opened:
-                self.signals.unused_allowances = tuple(sorted(self._allow.unused))
-                self._judge()
-        self._closed = True
+            self.signals.unused_allowances = tuple(sorted(self._allow.unused))
+            self._judge()
+        self._opened, self._closed = False, True
         for sink in self._sinks:
             with self.guard("closing a sink"):
                 sink.close(self.report())
@@ -216,7 +217,8 @@ class Watch:
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
         if not self._opened:
-            self._opened = True
+            self._opened, self._closed = True, False
+            self._sinks = [*self._given, ConsoleSink()]
             self._open_files()
         self.signals.attach(attachment)
         self._write(attachment)
@@ -234,10 +236,10 @@ class Watch:
         self._judge()
 
     def evaluated(self, record: EvaluationRecord) -> None:
-        """Take an evaluation."""
+        """Take an evaluation. What it brings up is told after `experiment`, which is to follow, has looked into it."""
         self.signals.evaluate(record)
         self._write(record)
-        self._judge()
+        self._judge(tell=not self.experiments)
 
     @property
     def wants_look(self) -> bool:
@@ -264,12 +266,13 @@ class Watch:
         """
         if not self.enabled or not self.experiments:
             return
-        if self._engine.needs("look", "gradients"):
-            self.look(lab, step=step, epoch=epoch, gradients=True)
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             self._crosscheck(lab, step, epoch, seconds)
+        if self._engine.needs("look", "gradients"):
+            self.look(lab, step=step, epoch=epoch, gradients=True)
+        self._announce()
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")
@@ -283,7 +286,7 @@ class Watch:
             self._write(cells)
         finally:
             progress.clear()
-        self._judge()
+        self._judge(tell=False)
 
     @contextmanager
     def guard(self, doing: str) -> Iterator[None]:
@@ -337,7 +340,7 @@ class Watch:
         for sink in list(self._sinks):
             try:
                 sink.write(item)
-            except OSError as error:  # noqa: PERF203 - a sink that fails must not silence the others
+            except OSError as error:
                 self._sinks.remove(sink)
                 warnings.warn(
                     f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
@@ -345,16 +348,24 @@ class Watch:
                     stacklevel=_outside(),
                 )
 
-    def _judge(self) -> None:
-        changed = self._engine.run(self.signals)
-        for diagnosis in changed:
+    def _judge(self, *, tell: bool = True) -> None:
+        """Run the rules on all that is known, and tell what is new, now or later."""
+        for diagnosis in self._engine.run(self.signals):
             self._write(diagnosis)
-        news = [d for d in changed if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)]
-        for diagnosis in news:
-            self._told[diagnosis.key] = diagnosis.severity
-        for diagnosis in news:
-            if not any(cause in {n.key for n in news} for cause in diagnosis.causes):
-                self._tell(diagnosis, [n for n in news if diagnosis.key in n.causes])
+        if tell:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Tell each active diagnosis once, and once more when it got graver; causes together with consequences."""
+        news = {
+            d.key: d
+            for d in self.diagnoses
+            if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)
+        }
+        self._told.update({key: d.severity for key, d in news.items()})
+        for diagnosis in news.values():
+            if not news.keys() & set(diagnosis.causes):
+                self._tell(diagnosis, [d for d in news.values() if diagnosis.key in d.causes])
 
     def _tell(self, diagnosis: Diagnosis, consequences: list[Diagnosis]) -> None:
         """Tell the user of a diagnosis, with the consequences that appeared together with it."""
@@ -372,10 +383,10 @@ class Watch:
 
 
 def _outside() -> int:
-    """Return the stack level of the first frame outside bnwatch, so that a warning points at the user's line."""
+    """Return the stack level of the user's own line: the first frame that is neither bnwatch's nor an installed one."""
+    installed = (os.path.dirname(__file__) + os.sep, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))  # noqa: PTH120
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn itself uses; inspect.stack reads files
-    package = os.path.dirname(__file__)  # noqa: PTH120 - compared as text, once per warning
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(installed):
         frame, level = frame.f_back, level + 1
     return level
 
