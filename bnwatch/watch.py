@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import sysconfig
 import traceback
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -85,7 +85,7 @@ class Watch:
         self._engine = Engine(self._allow)
         self._given = tuple(sinks)
         self._sinks: list[Sink] = []
-        self._opened = self._closed = False
+        self._opened = self._closed = self._told_of_range = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
         self._step = 0
@@ -153,6 +153,7 @@ class Watch:
         """End a training step; accuracy and loss are those of its batch of ``examples``."""
         with self.guard("ending a step"):
             self._step += 1
+            accuracy = self._share(accuracy)
             if accuracy is not None:
                 self._accuracy.append((float(accuracy), examples))
             if self.due(self._step):
@@ -166,7 +167,10 @@ class Watch:
     ) -> None:
         """Record an evaluation on ``examples`` examples; the training accuracy since the last one goes with it."""
         with self.guard("recording an evaluation"):
-            self._open_by_hand()
+            if not self.enabled:
+                return
+            accuracy = self._share(accuracy)
+            self._open_files()
             mean, seen = _weighted(self._accuracy)
             self._accuracy = []
             self.evaluated(
@@ -201,16 +205,19 @@ class Watch:
         )
 
     def close(self) -> None:
-        """Conclude: unused allowances, the closing summary, the sinks. Once closed it does nothing until opened again."""
+        """Conclude: unused allowances, the closing summary, the sinks. Does nothing where nothing is open."""
         if not self._opened:
             return
-        with self.guard("closing"):
-            self.signals.unused_allowances = tuple(sorted(self._allow.unused))
-            self._judge()
-        self._opened, self._closed = False, True
-        for sink in self._sinks:
-            with self.guard("closing a sink"):
-                sink.close(self.report())
+        try:
+            with self.guard("closing"):
+                if self.enabled:
+                    self.signals.unused_allowances = tuple(sorted(self._allow.unused))
+                    self._judge()
+        finally:
+            self._opened, self._closed = False, True
+            for sink in self._sinks:
+                with self.guard("closing a sink"):
+                    sink.close(self.report())
 
     # What an adapter calls.
 
@@ -288,15 +295,16 @@ class Watch:
             progress.clear()
         self._judge(tell=False)
 
-    @contextmanager
+    @contextlib.contextmanager
     def guard(self, doing: str) -> Iterator[None]:
         """Keep an internal failure away from the training: one BN903, the watch switched off.
 
-        What the user asked for passes: `BatchNormError` of ``on_diagnosis="raise"``, and interrupts.
+        What the user asked for passes: `BatchNormError` of ``on_diagnosis="raise"``, warnings that a filter turned into
+        errors, and interrupts.
         """
         try:
             yield
-        except BatchNormError:
+        except (BatchNormError, BatchNormWarning):
             raise
         except Exception as error:  # whatever it is, the training must go on
             if not self.enabled:
@@ -312,15 +320,28 @@ class Watch:
 
     def _conclude_fault(self) -> None:
         try:
-            self._judge()
-        except BatchNormError:
+            self._judge(only="BN903")  # whatever failed may fail again
+        except (BatchNormError, BatchNormWarning):
             raise
         except Exception:  # noqa: BLE001 - the report of a failure failed too: say it in the plainest way
             sys.stderr.write(f"bnwatch switched itself off: {self.signals.faults[-1]}\n")
 
+    def _share(self, accuracy: float | None) -> float | None:
+        """Return an accuracy that is one, None for anything else; a percentage is told of once."""
+        if accuracy is None or 0.0 <= accuracy <= 1.0:
+            return accuracy
+        if accuracy == accuracy and not self._told_of_range:  # noqa: PLR0124 - NaN, that of no examples
+            self._told_of_range = True
+            warnings.warn(
+                f"bnwatch leaves out an accuracy of {float(accuracy):g}: it must lie in [0, 1]", BatchNormWarning,
+                stacklevel=_outside(),
+            )  # fmt: skip
+        return None
+
     def _open_by_hand(self) -> None:
-        if not self._opened:
-            specs = {call.spec.path: call.spec for call in self._calls}
+        known = self.signals.specs
+        specs = {**known, **{call.spec.path: call.spec for call in self._calls if call.spec.path not in known}}
+        if not self._opened or len(specs) > len(known):
             self.open(Attachment(tuple(specs.values()), framework="recorded by hand"))
 
     def _open_files(self) -> None:
@@ -347,10 +368,13 @@ class Watch:
                     BatchNormWarning,
                     stacklevel=_outside(),
                 )
+            except Exception:
+                self._sinks.remove(sink)  # so that the others hear of it
+                raise
 
-    def _judge(self, *, tell: bool = True) -> None:
-        """Run the rules on all that is known, and tell what is new, now or later."""
-        for diagnosis in self._engine.run(self.signals):
+    def _judge(self, only: str | None = None, *, tell: bool = True) -> None:
+        """Run the rules, or ``only`` one, on all that is known, and tell what is new, now or later."""
+        for diagnosis in self._engine.run(self.signals, only):
             self._write(diagnosis)
         if tell:
             self._announce()
@@ -384,7 +408,8 @@ class Watch:
 
 def _outside() -> int:
     """Return the stack level of the user's own line: the first frame that is neither bnwatch's nor an installed one."""
-    installed = (os.path.dirname(__file__) + os.sep, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))  # noqa: PTH120
+    inside = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared as text
+    installed = (inside, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn itself uses; inspect.stack reads files
     while frame.f_back is not None and frame.f_code.co_filename.startswith(installed):
         frame, level = frame.f_back, level + 1

@@ -30,7 +30,7 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     if not signals.evaluations:
         yield Skipped("BN201", "no evaluation was seen")
         return
-    sites = [s for s in signals.sites() if s.site.index == 0 and not s.flag & Flag.UNMOVED]
+    sites = [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
     if sites and all(math.isnan(s.updates) for s in sites):
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
