@@ -21,12 +21,11 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
-from bnwatch.diagnosis import Report, Severity, Skipped
-from bnwatch.evidence import Cells
+from bnwatch.diagnosis import Report, Skipped
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
-from bnwatch.sinks.tensorboard.events import EventFile, read_events
+from bnwatch.sinks.tensorboard.events import read_events
 from tests import samples
 
 
@@ -400,7 +399,6 @@ def hostile_events():
 def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
     sink = TensorBoardSink(tmp_path)
     sink.write(samples.table(1))
-    refused = 0
     for tag, data in hostile_events():
         value = sink._json(tag, {})
         value.tensor.string_val[0] = json.dumps(data).encode()
@@ -409,7 +407,6 @@ def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
         value = sink._json(schema.REPORT, {})
         value.tensor.string_val[0] = text
         sink._file.write(writer.Event(step=1, summary=writer.Summary(value=[value])))
-        refused += 1
     sink.write(samples.table(2))
     (run,) = read_runs(tmp_path)
     assert len(run.tables) == 2
@@ -466,12 +463,12 @@ def test_tables_that_are_not_what_they_say_are_refused(tmp_path, damage):
 
 
 def test_no_directory_no_record_no_event(tmp_path):
-    with pytest.raises(RecordError, match="^no such file or directory: '.*nowhere'$"):
+    with pytest.raises(RecordError, match=r"^no such file or directory: '.*nowhere'$"):
         read_runs(tmp_path / "nowhere")
-    with pytest.raises(RecordError, match="^no bnwatch record in '.*' or below$"):
+    with pytest.raises(RecordError, match=r"^no bnwatch record in '.*' or below$"):
         read_runs(tmp_path)
     TensorBoardSink(tmp_path)
-    with pytest.raises(RecordError, match="^the record in '.*' holds no event of bnwatch$"):
+    with pytest.raises(RecordError, match=r"^the record in '.*' holds no event of bnwatch$"):
         read_runs(tmp_path)
 
 

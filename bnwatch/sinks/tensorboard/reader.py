@@ -195,9 +195,9 @@ class _Decoder:
         progress = (0.0, math.nan, math.nan, 0.0)
         shared = []
         for value in event.summary.value:
-            tag = value.tag
-            if not tag.startswith("bnwatch/") or not value.HasField("tensor"):
+            if not value.HasField("tensor"):
                 continue
+            tag = value.tag
             if tag.startswith(schema.STATS):
                 layout = self._layout(tag, value)
                 table = layout, layout.arranged(_floats(value.tensor), STATISTICS)
@@ -252,7 +252,7 @@ class _Decoder:
 
 
 def _floats(tensor: Any) -> NDArray[np.float32]:
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.dtype != DT_FLOAT or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004
         msg = "a table is no matrix of float32"
         raise SchemaError(msg)
