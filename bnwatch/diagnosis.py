@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 State = Literal["active", "cleared", "allowed"]
 
@@ -103,12 +105,13 @@ class Diagnosis:
 class Skipped:
     """A rule that could not look, and why. "Fine" and "could not look" are never the same.
 
-    ``needs`` names the experiment that would let it look: ``cells`` or ``look``.
+    ``needs`` names the experiment that would let it look: the ``cells``, a ``look`` through the network, or one with
+    ``gradients``.
     """
 
     rule: str
     reason: str
-    needs: Literal["cells", "look"] | None = None
+    needs: Literal["cells", "look", "gradients"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

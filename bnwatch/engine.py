@@ -35,19 +35,21 @@ class Allowances:
             if name not in ids:
                 msg = f"allow: unknown rule {name!r} in {entry!r}; `bnwatch rules` lists them, for example 'BN101'"
                 raise ValueError(msg)
-            if not isinstance(reason, str) or not reason.strip():
+            if not str(reason or "").strip():
                 msg = f"allow: {entry!r} needs a reason, a non-empty text such as 'siamese towers, same data'"
                 raise ValueError(msg)
             self._patterns.append((ids[name], subject or "*", reason, entry))
             self.unused.add(entry)
 
     def reason(self, rule: str, subject: str) -> str | None:
-        """Return why a finding is allowed, None where it is not."""
-        for rule_id, pattern, reason, entry in self._patterns:
-            if rule_id == rule and fnmatchcase(subject, pattern):
-                self.unused.discard(entry)
-                return reason
-        return None
+        """Return why a finding is allowed, None where it is not; the first entry that matches gives the reason."""
+        matching = [
+            (reason, entry)
+            for id_, pattern, reason, entry in self._patterns
+            if id_ == rule and fnmatchcase(subject, pattern)
+        ]
+        self.unused.difference_update(entry for _, entry in matching)
+        return matching[0][0] if matching else None
 
 
 class Engine:
@@ -75,9 +77,9 @@ class Engine:
         """Return the rules that could not look the last time."""
         return tuple(self._skipped.values())
 
-    def needs(self, experiment: str) -> bool:
-        """Return whether a rule waits for that experiment."""
-        return any(s.needs == experiment for s in self._skipped.values())
+    def needs(self, *experiments: str) -> bool:
+        """Return whether a rule waits for one of these experiments."""
+        return any(s.needs in experiments for s in self._skipped.values())
 
     def run(self, signals: Signals) -> list[Diagnosis]:
         """Run every rule; return the diagnoses that appeared, changed or cleared."""

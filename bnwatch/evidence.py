@@ -25,6 +25,13 @@ Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
 
 
+EXAMPLES = 2000
+"""Examples of a split that an experiment measures at most: an accuracy good to about one point."""
+
+MATRIX = 2
+"""Dimensions of one-hot targets."""
+
+
 class ExperimentNotPossibleError(RuntimeError):
     """An experiment lacks what it needs; the message says what, and how to supply it."""
 
@@ -86,7 +93,8 @@ class Cell:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Return which examples are right, shape ``(n,)``."""
-        return self.predicted == self.labels
+        right: NDArray[np.bool_] = self.predicted == self.labels
+        return right
 
     @property
     def accuracy(self) -> float:
@@ -207,7 +215,7 @@ class Budget:
     The first batch of each cell is always measured, so a table too dear for its time is a small one, not a missing one.
     """
 
-    examples: int = 2000
+    examples: int = EXAMPLES
     seconds: float | None = None
     clock: Callable[[], float] = time.perf_counter
     _start: float = field(default=0.0, init=False)
@@ -256,7 +264,7 @@ def crosscheck(
     for split in SPLITS:
         try:
             splits[split] = lab.examples(split, budget.examples)
-        except ExperimentNotPossibleError as error:
+        except ExperimentNotPossibleError as error:  # noqa: PERF203 - two rounds
             missing = str(error)
     if not splits:
         raise ExperimentNotPossibleError(missing or "no examples")
@@ -308,13 +316,13 @@ class _Bench:
 
 
 def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
-    """Look through the network on the first kept training batch.
+    """Look through the network on the first kept training batch; with gradients on the latest, for a second opinion.
 
     Raises:
         ExperimentNotPossibleError: no training batch of two examples or more was kept.
     """
-    batch = lab.examples("training", 1)[0]
-    if len(batch.labels) < 2:
+    batch = lab.examples("training", EXAMPLES if gradients else 1)[-1]
+    if len(batch.labels) < 2:  # noqa: PLR2004 - variation needs two
         msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
         raise ExperimentNotPossibleError(msg)
     return Look(step, epoch, len(batch.labels), lab.look(batch, gradients=gradients))
@@ -327,12 +335,13 @@ def class_indices(targets: NDArray[Any]) -> NDArray[np.int64]:
         ExperimentNotPossibleError: the targets are no classes of single examples.
     """
     array = np.asarray(targets)
-    if array.ndim == 2 and array.shape[1] == 1:
+    if array.ndim == MATRIX and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.size and np.all(array == np.round(array)) and array.min() >= 0:
         return array.astype(np.int64)
-    if array.ndim == 2 and array.size and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
-        return array.argmax(axis=1).astype(np.int64)
+    if array.ndim == MATRIX and array.size and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
+        classes: NDArray[np.int64] = array.argmax(axis=1)
+        return classes
     msg = (
         f"targets of shape {array.shape} and type {array.dtype} are not one class an example; "
         "the accuracy experiments need class indices or one-hot rows"

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 
+CONVERGED = 1e-14
+"""Relative change at which a continued fraction in float64 is as good as it gets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Mean and biased variance, each of shape ``(channels,)``, of ``count`` elements per channel."""
@@ -109,7 +113,7 @@ def regularized_beta(x: float, a: float, b: float) -> float:
             d = 1.0 / (d if abs(d) > tiny else tiny)
             c = c if abs(c) > tiny else tiny
             value *= c * d
-        if abs(c * d - 1.0) < 1e-14:
+        if abs(c * d - 1.0) < CONVERGED:
             break
     return math.exp(log_front) * value
 

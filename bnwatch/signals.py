@@ -17,7 +17,7 @@ import numpy as np
 from bnwatch import moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -65,13 +65,16 @@ SITE_STATISTICS = (
 """Columns of a `SharedSites` table.
 
 between_shift: standard deviation between the sites' batch means, in standard deviations of the activations, noise
-taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_ratio: the F
-ratio (between sites / over steps) of the two, whichever is larger; steps: sampled steps behind it; then the channel in
-which they differ most, and its statistics at each site.
+taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_ratio: the
+F ratio (between sites / over steps) of the two, whichever is larger; steps: sampled steps behind it; then the channel
+in which they differ most, and its statistics at each site.
 """
 
 WINDOW = 16
 """Samples that windowed signals look back on: enough for a variance, short against the drift of the parameters."""
+
+DOMINANT = 1e6
+"""Ratio of a sum that leaves a window to the rest of it beyond which the rest is added up anew."""
 
 HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
@@ -305,7 +308,8 @@ class _History:
 
     def table(self, snapshot: StepSnapshot) -> SignalTable:
         calls = snapshot.calls
-        values, shared = np.zeros((0, len(STATISTICS)), np.float32), ()
+        values: Float32 = np.zeros((0, len(STATISTICS)), np.float32)
+        shared: tuple[SharedSites, ...] = ()
         if calls:
             layout = tuple((call.site, len(call.batch.mean)) for call in calls)
             if layout != self._layout:
@@ -342,7 +346,8 @@ class _History:
         return average
 
     def _any(self, per_channel: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.logical_or.reduceat(per_channel, self._starts)
+        found: NDArray[np.bool_] = np.logical_or.reduceat(per_channel, self._starts)
+        return found
 
     def _values(self, calls: Sequence[CallRecord]) -> tuple[Float32, tuple[SharedSites, ...]]:
         raw = [
@@ -353,8 +358,10 @@ class _History:
         ]
         if self._first is None:
             self._first = [part.copy() for part in raw]
-        # float16 is widened; float32 stays: what comes in was rounded to it, and the averages are taken in float64
-        mean, var, running_mean, stored_var = (part.astype(np.result_type(part, np.float32), copy=False) for part in raw)
+        # float16 is widened; float32 stays: what comes in was rounded to it, and averages are taken in float64
+        mean, var, running_mean, stored_var = (
+            part.astype(np.result_type(part, np.float32), copy=False) for part in raw
+        )
         count = np.array([call.batch.count for call in calls], dtype=np.float64)
         corrected = [moments.bessel_factor(c.batch.count) if c.running.bessel_corrected else 1.0 for c in calls]
         epsilon = self._spread([call.spec.epsilon for call in calls], mean.dtype)
@@ -390,7 +397,7 @@ class _History:
         """Return which sites hold exactly their initial values; one that left them is not looked at again."""
         if self._left_initial is None:
             self._left_initial = np.zeros(len(calls), dtype=bool)
-        for number in np.flatnonzero(~self._left_initial):
+        for number in np.flatnonzero(~self._left_initial).tolist():
             part = slice(self._starts[number], self._starts[number] + self._channels[number])
             mean, var = calls[number].spec.initial
             self._left_initial[number] = bool((raw[2][part] != mean).any() or (raw[3][part] != var).any())
@@ -406,7 +413,8 @@ class _History:
         self._previous = mean
         if not self._noise:
             return np.full(len(self._channels), math.nan)
-        return 1.0 / np.mean(self._noise, axis=0)
+        samples: Float64 = 1.0 / np.mean(self._noise, axis=0)
+        return samples
 
 
 def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.intp]) -> list[_SiteGroup]:
@@ -457,7 +465,7 @@ class _SiteGroup:
         apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
         apart[0] /= pooled
         channels = np.diff(np.append(self._starts, len(pooled)))
-        ratio = np.max([self._total(between) / self._total(within) for between, within in tests], axis=0)
+        ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
         distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
         worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
@@ -478,4 +486,9 @@ class _SiteGroup:
         if len(self._window) > WINDOW:
             oldest = self._window.popleft()
             self._sum -= oldest
-            self._squares -= np.einsum("qsc,qsc->qc", oldest, oldest)
+            gone = np.einsum("qsc,qsc->qc", oldest, oldest)
+            self._squares -= gone
+            # What is left of a sum after something far larger is taken out of it is rounding
+            if (gone > DOMINANT * self._squares).any():
+                kept = np.stack(self._window)
+                self._sum, self._squares = kept.sum(axis=0), np.einsum("wqsc,wqsc->qc", kept, kept)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnwatch import evidence, render
-from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Diagnosis, Report, Severity, Skipped
+from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Report, Severity
 from bnwatch.engine import Allowances, Engine
 from bnwatch.records import (
     Attachment,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from bnwatch.diagnosis import Diagnosis, Skipped
     from bnwatch.evidence import Laboratory
     from bnwatch.sinks import Item, Sink
 
@@ -87,11 +88,11 @@ class Watch:
         self._calls: list[CallRecord] = []
         self._step = 0
         self._accuracy: list[tuple[float, int]] = []
-        self._experimented = -1
+        self._cells_at, self._next_cells = -1, 0
 
     # What a user calls.
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Return the watch."""
         return self
 
@@ -244,29 +245,31 @@ class Watch:
         return self.enabled and self.experiments and not self.signals.learning
 
     def look(self, lab: Laboratory, *, step: int, epoch: int, gradients: bool = False) -> None:
-        """Look through the network on one kept training batch."""
+        """Look through the network on one kept training batch; with gradients at once where a rule asks for them."""
         try:
             look = evidence.look(lab, step=step, epoch=epoch, gradients=gradients)
         except evidence.ExperimentNotPossibleError as error:
-            self.signals.refused = str(error) if gradients else self.signals.refused
+            self.signals.refused = str(error) if self._engine.needs("look", "gradients") else self.signals.refused
         else:
             self.signals.looks.append(look)
             self._write(look)
         self._judge()
+        if not gradients and self._engine.needs("gradients"):
+            self.look(lab, step=step, epoch=epoch, gradients=True)
 
-    def experiment(
-        self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False
-    ) -> None:
-        """Run the experiments that rules wait for; the cells also when training ends (``final``)."""
+    def experiment(self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False) -> None:
+        """Run the experiments that rules wait for; the cells also when training ends (``final``).
+
+        A rule that goes on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
+        """
         if not self.enabled or not self.experiments:
             return
-        if self._engine.needs("look"):
+        if self._engine.needs("look", "gradients"):
             self.look(lab, step=step, epoch=epoch, gradients=True)
-        if self._experimented != step and (final or self._engine.needs("cells")):
-            self._experimented = step
+        turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
+        if (turn or final) and self.signals.specs and self._cells_at != step:
+            self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             self._crosscheck(lab, step, epoch, seconds)
-        if self._engine.needs("look") and not self.signals.refused:
-            self.look(lab, step=step, epoch=epoch, gradients=True)
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")
@@ -292,7 +295,7 @@ class Watch:
             yield
         except BatchNormError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must go on
+        except Exception as error:  # whatever it is, the training must go on
             if not self.enabled:
                 return
             self.enabled = False
@@ -320,7 +323,7 @@ class Watch:
     def _open_files(self) -> None:
         if self.log_dir is None:
             return
-        from bnwatch.sinks.tensorboard import TensorBoardSink  # noqa: PLC0415 - no files, no import of tensorboard
+        from bnwatch.sinks.tensorboard import TensorBoardSink  # no files, no import of tensorboard
 
         try:
             self._sinks.append(TensorBoardSink(self.log_dir))
@@ -334,7 +337,7 @@ class Watch:
         for sink in list(self._sinks):
             try:
                 sink.write(item)
-            except OSError as error:
+            except OSError as error:  # noqa: PERF203 - a sink that fails must not silence the others
                 self._sinks.remove(sink)
                 warnings.warn(
                     f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
@@ -383,9 +386,7 @@ def _weighted(values: list[tuple[float, int]]) -> tuple[float | None, int]:
     return (sum(v * n for v, n in values) / seen if seen else None), seen
 
 
-def _check_arguments(
-    log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object
-) -> None:
+def _check_arguments(log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object) -> None:
     if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
         msg = f"log_dir must be a path or None, got {log_dir!r}"
         raise ValueError(msg)

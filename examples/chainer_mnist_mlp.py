@@ -106,12 +106,13 @@ def with_trainer(model: MLP, images: data.Dataset, options: argparse.Namespace) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says and return the exit status."""
-    parser = data.parser(__doc__, epochs=10, batch=1000)
+    downloads = {"mnist": mnist}
+    parser = data.parser(__doc__, downloads, epochs=10, batch=1000)
     parser.add_argument("--bn", choices=["shared", "separate"], default="shared", help="default: %(default)s")
     parser.add_argument("--trainer", action="store_true", help="train with Chainer's Trainer")
     options = parser.parse_args(arguments)
     try:
-        images = data.load(options.data, (28, 28), {"mnist": mnist}, limit=options.limit, shifts=2)
+        images = data.load(options.data, (28, 28), downloads, limit=options.limit, shifts=2)
     except data.DataError as error:
         parser.error(str(error))
     np.random.seed(options.seed)
@@ -127,8 +128,13 @@ def flat(images: data.Images) -> Any:
 
 def mnist() -> data.Arrays:
     """Return MNIST as Chainer downloads it."""
-    train, test = chainer.datasets.get_mnist(ndim=2, scale=255, dtype=np.uint8)
-    return train._datasets, test._datasets
+    train, test = chainer.datasets.get_mnist(ndim=2, scale=255)
+
+    def arrays(examples: Any) -> tuple[Any, Any]:
+        x, y = chainer.dataset.concat_examples(examples)
+        return x.round().astype(np.uint8), y
+
+    return arrays(train), arrays(test)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Images = NDArray[np.uint8]
     Labels = NDArray[np.int32]
     Arrays = tuple[tuple[Any, Any], tuple[Any, Any]]
+    Download = Callable[[], Arrays]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -37,8 +38,11 @@ class Dataset(NamedTuple):
     y_test: Labels
 
 
-def parser(description: str, *, epochs: int, batch: int) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, downloads: Mapping[str, Download], *, epochs: int, batch: int
+) -> argparse.ArgumentParser:
     """Return a parser with the options that every example has."""
+    names = " or ".join(downloads)
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--epochs", type=positive, default=epochs, metavar="N", help="default: %(default)s")
     options.add_argument("--batch", type=positive, default=batch, metavar="N", help="batch size, default: %(default)s")
@@ -47,7 +51,7 @@ def parser(description: str, *, epochs: int, batch: int) -> argparse.ArgumentPar
         "--data",
         default="digits",
         metavar="NAME",
-        help="digits (embedded), mnist or cifar10 (downloaded), or an .npz file with " + ", ".join(KEYS),
+        help=f"digits (embedded), {names} (downloaded), or an .npz file with {', '.join(KEYS)}",
     )
     options.add_argument("--limit", type=positive, metavar="N", help="train on the first N images only")
     options.add_argument("--log-dir", default="runs/example", metavar="DIR", help="default: %(default)s")
@@ -67,7 +71,7 @@ def positive(text: str) -> int:
 def load(
     source: str,
     shape: tuple[int, ...],
-    downloads: Mapping[str, Callable[[], Arrays]],
+    downloads: Mapping[str, Download],
     *,
     limit: int | None = None,
     shifts: int = 0,
@@ -115,7 +119,7 @@ def digits() -> Dataset:
     return Dataset(images[training], labels[training], images[evaluation], labels[evaluation])
 
 
-def download(name: str, fetch: Callable[[], Arrays]) -> Dataset:
+def download(name: str, fetch: Download) -> Dataset:
     """Return what the framework downloads."""
     try:
         (x_train, y_train), (x_test, y_test) = fetch()
@@ -134,10 +138,10 @@ def read(path: Path) -> Dataset:
         message = f"{path} must hold {', '.join(KEYS)}"
     except FileNotFoundError:
         message = f"there is no file {path}"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        message = f"{path} cannot be read as an .npz file: {error}"
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        message = f"{path} cannot be read as an .npz file"
     raise DataError(message)
 
 
@@ -175,7 +179,7 @@ def fit(images: Images, shape: tuple[int, ...]) -> Images:
 
 
 def shifted(images: Images, labels: Labels, pixels: int) -> tuple[Images, Labels]:
-    """Return every image moved by ``-pixels``, 0 and ``pixels`` along both sides, in an order that is always the same."""
+    """Return every image moved by ``-pixels``, 0 and ``pixels`` along both sides, in one fixed order."""
     moves = [(down, right) for down in (0, -pixels, pixels) for right in (0, -pixels, pixels)]
     many = np.concatenate([np.roll(images, move, axis=(1, 2)) for move in moves])
     order = np.random.default_rng(0).permutation(len(many))

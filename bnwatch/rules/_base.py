@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
+from bnwatch.diagnosis import Skipped
 from bnwatch.signals import Signals
+
+if TYPE_CHECKING:
+    from bnwatch.diagnosis import Quantity, Severity, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Rule:
 
     def page(self) -> str:
         """Return the rule's page, Markdown."""
-        return resources.files("bnwatch.rules").joinpath("pages", f"{self.id}.md").read_text(encoding="utf-8")
+        return (resources.files("bnwatch.rules") / "pages" / f"{self.id}.md").read_text(encoding="utf-8")
 
 
 def rule(

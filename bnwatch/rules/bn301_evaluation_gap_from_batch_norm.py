@@ -11,7 +11,7 @@ from bnwatch.signals import gap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Cell, Cells, Statistics
+    from bnwatch.evidence import Cell, Cells, Split, Statistics
     from bnwatch.signals import Signals
 
 COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
@@ -38,7 +38,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     costs = {split: row["batch"].gain_over(row["running"]) for split, row in rows.items()}
     if not all(gained > limits["cost"] and p < limits["alpha"] for gained, p in costs.values()):
         return
-    split = "evaluation" if "evaluation" in rows else "training"
+    split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
     restored = "population" in row and _restores(row["population"], row["batch"], row["running"])
     yield Finding(

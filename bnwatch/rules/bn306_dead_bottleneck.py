@@ -37,7 +37,7 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
     held = len(looks) - since
     gradient = _gradient(looks[-1], dead.path)
     if held < limits["looks"] or gradient is None:
-        yield Skipped("BN306", f"`{dead.path}` was found dead in {held} looks; gradients are to be seen", needs="look")
+        yield Skipped("BN306", f"`{dead.path}` was found dead in {held} looks; gradients are to be seen", "gradients")
         return
     if gradient != 0.0:
         return

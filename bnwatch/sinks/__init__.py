@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bnwatch.records import Attachment, EvaluationRecord
     from bnwatch.signals import SignalTable
 
-    Item = Attachment | SignalTable | EvaluationRecord | Cells | Look | Diagnosis | Skipped
+    Item: TypeAlias = Attachment | SignalTable | EvaluationRecord | Cells | Look | Diagnosis | Skipped
 
 
 class Sink(Protocol):

@@ -1,0 +1,43 @@
+"""What ``bnwatch demo`` runs: a broken Chainer program, then its repaired twin, on images that need no download."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+EPOCHS = 6
+PARTS = {
+    "shared": "1. Two layers share one BatchNormalization link. Training looks perfect, evaluation does not.",
+    "separate": "2. The same program with a link for each layer. Nothing to say is the right thing to say.",
+}
+
+
+def main(log_dir: str) -> int:
+    """Train both programs, logging below ``log_dir``, and return the exit status."""
+    missing = [name for name, module in (("Chainer", "chainer"), ("scikit-learn", "sklearn")) if not find_spec(module)]
+    if missing:
+        print(f"the demo needs {' and '.join(missing)}, which the extras chainer and examples install", file=sys.stderr)
+        return 2
+    from bnwatch.examples import chainer_mnist_mlp
+
+    for bn, title in PARTS.items():
+        print(f"\n{title}\n", flush=True)
+        run = str(Path(log_dir) / bn)
+        status: int = chainer_mnist_mlp.main(["--bn", bn, "--epochs", str(EPOCHS), "--log-dir", run])
+        if status:
+            return status
+    print("\nBoth runs as TensorBoard shows them:")
+    print(f"{tensorboard()} --logdir {log_dir}")
+    return 0
+
+
+def tensorboard() -> str:
+    """Return the command that starts TensorBoard in the environment this runs in, as short as it can be typed."""
+    command = Path(sys.executable).with_name("tensorboard")
+    if not command.is_file():
+        return "tensorboard"
+    try:
+        return str(command.relative_to(Path.cwd()))
+    except ValueError:
+        return str(command)
