@@ -24,7 +24,7 @@ SCHEMA = 1
 
 WIDTH = 100
 _LONG_WORD = 120
-_LONG_TEXT = 2000
+_LONG_TEXT = 1000
 _LONG_SUBJECT = 60
 _ROWS = 20
 _COLORS = {"error": "1;31", "warning": "1;33", "info": "1;36"}
@@ -94,7 +94,7 @@ def number(value: float) -> str:
 def quantity(measured: Quantity) -> str:
     """Return a number with its unit and interval."""
     unit = measured.unit if measured.unit in ("", "%") else f" {measured.unit}"
-    text = number(measured.value) + clean(unit)
+    text = number(measured.value) + shorten(unit, _LONG_SUBJECT)
     if measured.interval is not None:
         low, high = measured.interval
         text += f" (95% {number(low)} to {number(high)})"
@@ -248,6 +248,8 @@ def diagnosis_text(
     lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
     if diagnosis.table is not None:
         lines += [f"      {line}" for line in _table(diagnosis.table)]
+    if diagnosis.table is not None and diagnosis.evidence:
+        lines.append("")
     lines += [f"      {line}" for line in _pairs(diagnosis.evidence)]
     for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
         for text in texts:
@@ -258,7 +260,7 @@ def diagnosis_text(
         lines += _wrapped(lead, text, width, " " * len(lead))
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
-    more = f"more: bnwatch explain {shorten(diagnosis.rule)}"
+    more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
     lines.append(f"  allow: {_allowance(diagnosis)}   {more}" if diagnosis.state == "active" else f"  {more}")
     return "\n".join(lines)
 
@@ -293,14 +295,14 @@ class _Paint:
 
 def _label(diagnosis: Diagnosis) -> str:
     state = "" if diagnosis.state == "active" else f", {diagnosis.state}"
-    return f"{diagnosis.severity}[{shorten(diagnosis.rule)}]{state}"
+    return f"{diagnosis.severity}[{shorten(diagnosis.rule, _LONG_SUBJECT)}]{state}"
 
 
 def _where(diagnosis: Diagnosis) -> str:
     first, last = diagnosis.step, diagnosis.last_step
     steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
     epoch = f"epoch {diagnosis.epoch + 1:,}"
-    return f"{shorten(diagnosis.subject)}, {steps}, {epoch if first == last else 'since ' + epoch}"
+    return f"{shorten(diagnosis.subject, _LONG_WORD)}, {steps}, {epoch if first == last else 'since ' + epoch}"
 
 
 def _brief(diagnosis: Diagnosis) -> str:
@@ -371,9 +373,9 @@ def _column(cells: Sequence[str | float]) -> list[str]:
 
 
 def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
-    names = {shorten(name): quantity(measured) for name, measured in evidence.items()}
-    width = max(map(len, names), default=0)
-    return [f"{name.ljust(width)}  {value}" for name, value in names.items()]
+    pairs = [(shorten(name, _LONG_SUBJECT), quantity(measured)) for name, measured in evidence.items()]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in pairs]
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------
@@ -425,7 +427,8 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
 
 
 def _markdown_where(diagnosis: Diagnosis) -> str:
-    return f"{_markdown_code(diagnosis.subject)}{_where(diagnosis)[len(shorten(diagnosis.subject)) :]}"
+    subject = shorten(diagnosis.subject, _LONG_WORD)
+    return f"{_markdown_code(subject)}{_where(diagnosis)[len(subject) :]}"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -98,8 +98,9 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
 def _find(top: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for directory, _, names in os.walk(top):
-        files = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
-        if files:
+        paths = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
+        # opening anything but a file may wait for ever
+        if files := [path for path in paths if path.is_file()]:
             found[Path(directory)] = files
     return found
 
