@@ -67,20 +67,21 @@ def test_a_healthy_run_is_one_calm_line_with_status_0(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fail_on", "severity", "state", "status"),
+    ("fail_on", "found", "status"),
     [
-        ("warning", "WARNING", "active", 1),
-        ("warning", "INFO", "active", 0),
-        ("warning", "ERROR", "active", 1),
-        ("error", "WARNING", "active", 0),
-        ("error", "ERROR", "active", 1),
-        ("info", "INFO", "active", 1),
-        ("info", "ERROR", "cleared", 0),
-        ("info", "ERROR", "allowed", 0),
+        ("warning", "warning active", 1),
+        ("warning", "info active", 0),
+        ("warning", "error active", 1),
+        ("error", "warning active", 0),
+        ("error", "error active", 1),
+        ("info", "info active", 1),
+        ("info", "error cleared", 0),
+        ("info", "error allowed", 0),
     ],
 )
-def test_the_status_follows_what_is_active_and_grave_enough(capsys, tmp_path, fail_on, severity, state, status):
-    found = samples.diagnosis(severity=bnwatch.Severity[severity], state=state)
+def test_the_status_follows_what_is_active_and_grave_enough(capsys, tmp_path, fail_on, found, status):
+    severity, state = found.split()
+    found = samples.diagnosis(severity=bnwatch.Severity.parse(severity), state=state)
     record(tmp_path, calm(diagnoses=(found,)))
     assert run(capsys, "report", tmp_path, "--fail-on", fail_on)[0] == status
 
@@ -122,7 +123,7 @@ def test_hostile_records_reach_no_terminal(capsys, tmp_path, form):
     record(tmp_path, calm(diagnoses=(hostile,), run=samples.HOSTILE))
     out = run(capsys, "report", tmp_path, "--format", form)[1]
     assert all(line.isprintable() for line in out.splitlines())
-    assert form == "text" or form == "json" or "<img" not in out
+    assert form != "markdown" or "<img" not in out
 
 
 def test_a_damaged_file_is_reported_and_what_is_left_is_shown(capsys, tmp_path):
@@ -244,11 +245,13 @@ def pages(monkeypatch):
     monkeypatch.setattr(type(CATALOGUE[0]), "page", lambda rule: f"# {rule.id}: {rule.name}\n\nWhat it means.\n")
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("name", ["BN101", "bn101", " BN101 ", "shared-batch-norm", "Shared-Batch-Norm"])
-def test_explain_prints_the_page(capsys, pages, name):
+def test_explain_prints_the_page(capsys, name):
     assert run(capsys, "explain", name) == (0, "# BN101: shared-batch-norm\n\nWhat it means.\n", "")
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -258,7 +261,7 @@ def test_explain_prints_the_page(capsys, pages, name):
         ("", "no rule ''; `bnwatch rules` lists them"),
     ],
 )
-def test_explain_knows_no_such_rule(capsys, pages, name, sentence):
+def test_explain_knows_no_such_rule(capsys, name, sentence):
     assert run(capsys, "explain", name) == (2, "", f"bnwatch: error: {sentence}\n")
 
 
@@ -297,7 +300,7 @@ def test_demo_runs_the_demo(capsys, demo):
 @pytest.mark.parametrize(("module", "package"), [("chainer", "Chainer"), ("sklearn.datasets", "scikit-learn")])
 def test_demo_says_what_it_misses(capsys, demo, module, package):
     def main(_):
-        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        raise ModuleNotFoundError(name=module)
 
     demo.main = main
     sentence = f'the demo needs {package}: pip install "bnwatch[chainer,examples]"'
@@ -313,10 +316,10 @@ def test_demo_without_the_examples(capsys, monkeypatch):
 
 def test_other_faults_of_the_demo_are_not_hidden(demo):
     def main(_):
-        raise ImportError("cannot import name 'x' from 'y'", name="y")
+        raise ImportError(name="another")
 
     demo.main = main
-    with pytest.raises(ImportError, match="cannot import name"):
+    with pytest.raises(ImportError):
         cli.main(["demo"])
 
 

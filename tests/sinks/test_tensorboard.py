@@ -14,18 +14,19 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
+from bnwatch import render
 from bnwatch.diagnosis import Report, Skipped
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
-from bnwatch.sinks.tensorboard.events import read_events
+from bnwatch.sinks.tensorboard.events import SUFFIX, frame, read_events
 from tests import samples
 
 
@@ -386,7 +387,7 @@ def hostile_events():
         schema.LOOK: schema.look_json(samples.look()),
         schema.DIAGNOSIS + "BN101/x": schema.stored_diagnosis_json(samples.diagnosis()),
         schema.SKIPPED + "BN101": schema.skipped_json(Skipped("BN101", "why")),
-        schema.REPORT: writer.render.report_json(samples.report()),
+        schema.REPORT: render.report_json(samples.report()),
     }
     for tag, data in good.items():
         for bad in junk:
@@ -430,6 +431,36 @@ def test_any_json_is_parsed_or_refused(data):
     ):
         with pytest.raises(schema.SchemaError):
             parse(data)
+
+
+@pytest.fixture(scope="module")
+def payloads(tmp_path_factory):
+    sink = record(tmp_path_factory.mktemp("whole"), range(1, 4))
+    (path,) = sink.directory.iterdir()
+    return [event.SerializeToString() for event in read_events(path)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_record_with_any_bytes_changed_is_read_or_refused(payloads, tmp_path, data):
+    payloads = list(payloads)
+    for _ in range(data.draw(st.integers(1, 3))):
+        number = data.draw(st.integers(0, len(payloads) - 1))
+        changed = bytearray(payloads[number])
+        if changed:
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        payloads[number] = bytes(changed)
+    path = tmp_path / f"events.out.tfevents.1{SUFFIX}"
+    path.write_bytes(b"".join(map(frame, payloads)))
+    try:
+        runs = read_runs(tmp_path)
+    except RecordError as error:
+        shown = str(error)
+    else:
+        shown = "".join(problem for run in runs for problem in run.problems)
+        shown += "".join(render.report_text(run.report) for run in runs).replace("\n", "")
+        render.dumps([render.report_json(run.report) for run in runs])
+    assert shown.isprintable()
 
 
 @pytest.mark.parametrize("damage", ["shape", "negative", "dtype", "content", "metadata", "progress"])

@@ -1,7 +1,5 @@
 """Writes the record of a run as TensorBoard event files."""
 
-# ruff: noqa: ANN401 - protobuf classes come without types
-
 from __future__ import annotations
 
 import logging
