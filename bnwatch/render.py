@@ -363,19 +363,23 @@ def _table(table: Table) -> list[str]:
 
 
 def _column(cells: Sequence[str | float]) -> list[str]:
-    """Return cells as text, the numbers to the same few decimals so that they can be compared at a glance."""
-    texts = [cell if isinstance(cell, str) else number(cell) for cell in cells]
-    numbers = [text for text, cell in zip(texts, cells, strict=True) if not isinstance(cell, str)]
-    decimals = max((len(text.partition(".")[2]) for text in numbers), default=0)
-    if not all(re.fullmatch(r"-?\d{1,3}(\.\d{1,3})?", text) for text in numbers):
-        return texts
+    """Return cells as text, the numbers to the same few decimals where they are of about the same size."""
+    sizes = [abs(cell) for cell in cells if not isinstance(cell, str) and cell]
+    fractions = any(size != round(size) for size in sizes if math.isfinite(size))
+    if not fractions or not 1e-3 < min(sizes) <= max(sizes) < min(1e3, 1e3 * min(sizes)):  # noqa: PLR2004
+        return [cell if isinstance(cell, str) else number(cell) for cell in cells]
+    decimals = 2 - math.floor(math.log10(max(sizes)))
     return [cell if isinstance(cell, str) else f"{cell:.{decimals}f}" for cell in cells]
 
 
 def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
-    pairs = [(shorten(name, _LONG_SUBJECT), quantity(measured)) for name, measured in evidence.items()]
+    pairs = [(_spoken(name), quantity(measured)) for name, measured in evidence.items()]
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def _spoken(name: str) -> str:
+    return shorten(name.replace("_", " "), _LONG_SUBJECT)
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------
@@ -393,10 +397,10 @@ def diagnosis_markdown(
         f"at {_markdown_where(diagnosis)}",
     ]
     if diagnosis.table is not None:
-        rows = [[c if isinstance(c, str) else number(c) for c in row] for row in diagnosis.table.rows[:_ROWS]]
-        blocks.append(_markdown_table(diagnosis.table.columns, rows))
+        columns = [_column(cells) for cells in zip(*diagnosis.table.rows[:_ROWS], strict=False)]
+        blocks.append(_markdown_table(diagnosis.table.columns, list(zip(*columns, strict=True))))
     if diagnosis.evidence:
-        pairs = [[name, quantity(measured)] for name, measured in diagnosis.evidence.items()]
+        pairs = [[_spoken(name), quantity(measured)] for name, measured in diagnosis.evidence.items()]
         blocks.append(_markdown_table(("measured", "value"), pairs))
     items = [f"- note: {markdown_text(note)}" for note in diagnosis.notes]
     items += [f"- **help: {markdown_text(text)}**" for text in diagnosis.helps]

@@ -195,6 +195,29 @@ def test_tables_of_any_shape_are_shown():
     assert "call site" in render.diagnosis_text(samples.diagnosis(table=Table(("call site",), ())))
 
 
+@pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        ((-1.03, 1.0), ["-1.03", "1.00"]),
+        ((1.0361, 0.928, "none"), ["1.04", "0.93", "none"]),
+        ((-0.0638, 0.0459, 0.0), ["-0.0638", "0.0459", "0.0000"]),
+        ((400.0, 10_000.0), ["400", "10,000"]),
+        ((1e-20, 0.5), ["1e-20", "0.5"]),
+        ((float("nan"), 0.25), ["nan", "0.25"]),
+        ((float("inf"), 0.25), ["inf", "0.25"]),
+        ((), []),
+        (("a",), ["a"]),
+    ],
+)
+def test_columns_of_numbers(cells, shown):
+    assert render._column(cells) == shown
+
+
+@given(st.lists(st.floats() | st.integers(-(10**12), 10**12)))
+def test_any_column_has_a_text_a_cell(cells):
+    assert len(render._column(cells)) == len(cells)
+
+
 def test_severities_have_their_colours():
     for severity in Severity:
         assert "\x1b[1;3" in render.diagnosis_text(samples.diagnosis(severity=severity), color=True)

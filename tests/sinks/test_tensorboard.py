@@ -539,6 +539,8 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"^cannot write the record to '.*file/bnwatch': Not a directory$"):
         TensorBoardSink(tmp_path / "file")
+    with pytest.raises(OSError, match=r"^cannot write the record to '.*': embedded null byte$"):
+        TensorBoardSink(f"{tmp_path}/\0")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -58,10 +58,11 @@ class TensorBoardSink:
         self.directory = Path(log_dir) / SUBDIRECTORY
         try:
             self._file = EventFile(self.directory)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:
+            kind = type(error) if isinstance(error, OSError) else OSError
+            reason = getattr(error, "strerror", None) or str(error)
             msg = f"cannot write the record to {str(self.directory)!r}: {reason}"
-            raise type(error)(msg) from None
+            raise kind(msg) from None
         self._step: int | None = None
         self._generation = self._file.generation
         self._described: set[str] = set()
