@@ -24,25 +24,14 @@ def test_the_embedded_digits_are_the_same_every_time_and_split_in_two():
 
 @pytest.mark.parametrize("trainer", [[], ["--trainer"]])
 @pytest.mark.parametrize("bn", ["shared", "separate"])
-def test_the_program_trains_and_shows_each_epoch(bn, trainer, tmp_path, capsys):
-    status = chainer_mnist_mlp.main(
-        [
-            "--no-watch",
-            "--bn",
-            bn,
-            *trainer,
-            "--epochs",
-            "2",
-            "--batch",
-            "100",
-            "--limit",
-            "300",
-            "--log-dir",
-            str(tmp_path),
-        ]
-    )
-    assert status == 0
-    assert len([line for line in capsys.readouterr().out.splitlines() if "accuracy 0." in line or "0." in line]) == 2
+def test_the_program_trains(bn, trainer, tmp_path):
+    small = ["--epochs", "2", "--batch", "100", "--limit", "300", "--log-dir", str(tmp_path)]
+    assert chainer_mnist_mlp.main(["--no-watch", "--bn", bn, *trainer, *small]) == 0
+
+
+def test_the_hand_written_loop_shows_each_epoch(tmp_path, capsys):
+    assert chainer_mnist_mlp.main(["--no-watch", "--epochs", "2", "--limit", "300", "--log-dir", str(tmp_path)]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch  1", "epoch  2"]
 
 
 def test_sharing_costs_evaluation_accuracy_and_the_repair_does_not(tmp_path, capsys):
