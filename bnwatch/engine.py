@@ -42,12 +42,14 @@ class Allowances:
             self.unused.add(entry)
 
     def reason(self, rule: str, subject: str) -> str | None:
-        """Return why a finding is allowed, None where it is not."""
-        for rule_id, pattern, reason, entry in self._patterns:
-            if rule_id == rule and fnmatchcase(subject, pattern):
-                self.unused.discard(entry)
-                return reason
-        return None
+        """Return why a finding is allowed, None where it is not; the first entry that matches gives the reason."""
+        matching = [
+            (reason, entry)
+            for id_, pattern, reason, entry in self._patterns
+            if id_ == rule and fnmatchcase(subject, pattern)
+        ]
+        self.unused.difference_update(entry for _, entry in matching)
+        return matching[0][0] if matching else None
 
 
 class Engine:

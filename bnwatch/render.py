@@ -54,22 +54,29 @@ def shorten(text: str, limit: int = _LONG_TEXT) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code."""
+    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code.
+
+    It is harmless also where Markdown is switched off and HTML is not: TensorBoard's Text tab has such a switch.
+    """
     parts = shorten(text).split("`")
+    # a backtick without its partner opens nothing
+    lone = len(parts) - 1 if len(parts) % 2 == 0 else None
     return "".join(
-        f"`{part}`" if place % 2 and part and place < len(parts) - 1 else _markdown_plain(part, place, len(parts))
+        _markdown_code(part) if place % 2 and place != lone else "&#96;" * (place == lone) + _markdown_plain(part)
         for place, part in enumerate(parts)
     )
 
 
-def _markdown_plain(part: str, place: int, parts: int) -> str:
-    # a backtick without its partner opens nothing
-    opening = "&#96;" if place % 2 and place == parts - 1 else ""
-    return opening + re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(part, quote=False)).replace("~", "&#126;")
+def _markdown_plain(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(text, quote=False)).replace("~", "&#126;")
 
 
 def _markdown_code(text: str) -> str:
-    return f"`{shorten(text).replace('`', chr(0x2CB))}`" if text else ""
+    """Return a code span; plain text where a span would need HTML that it cannot escape."""
+    text = shorten(text)
+    if re.search(r"[<>&`]", text):
+        return _markdown_plain(text).replace("`", "&#96;")
+    return f"`{text}`" if text else ""
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -168,7 +175,7 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def dumps(data: Any, *, indent: int | None = None) -> str:
+def dumps(data: object, *, indent: int | None = None) -> str:
     """Return JSON text in ASCII.
 
     Raises:
@@ -277,7 +284,7 @@ def report_text(report: Report, *, color: bool = False, width: int = WIDTH) -> s
 
 
 class _Paint:
-    def __init__(self, color: bool) -> None:  # noqa: FBT001
+    def __init__(self, color: bool) -> None:
         self.color = color
 
     def __call__(self, text: str, code: str) -> str:
@@ -314,15 +321,15 @@ def _watched(report: Report) -> str:
         f"{count(report.layers, 'layer')} at {count(report.sites, 'call site')}, "
         f"{count(report.samples, 'sample')} in {count(report.steps, 'step')}, {count(report.evaluations, 'evaluation')}"
     )
-    return text if report.complete else f"{text}; the record ends without a closing report: the run goes on or was cut off"
+    return text if report.complete else f"{text}; no closing report: the run goes on or was cut off"
 
 
 def _allowance(diagnosis: Diagnosis) -> str:
     subject = diagnosis.subject
-    if len(subject) > _LONG_SUBJECT:
-        subject = subject[:_LONG_SUBJECT] + "*"
+    # what the subject is called must match itself as a pattern
+    subject = re.sub(r"([*?\[])", r"[\1]", subject[:_LONG_SUBJECT]) + "*" * (len(subject) > _LONG_SUBJECT)
     key = diagnosis.rule if subject == "model" else f"{diagnosis.rule}:{subject}"
-    return f'{{{clean(json.dumps(key[:_LONG_WORD], ensure_ascii=False))}: "why"}}'
+    return f'{{{clean(json.dumps(key, ensure_ascii=False))}: "why"}}'
 
 
 def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
@@ -338,16 +345,29 @@ def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     """Return aligned lines; a column of numbers is right-aligned."""
-    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in table.rows[:_ROWS]]
+    columns = [_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)]
+    rows = list(zip(*columns, strict=False))
     cells = [[shorten(cell, _LONG_SUBJECT) for cell in row] for row in ([*table.columns], *rows)]
-    columns = min(len(row) for row in cells)
-    widths = [max(len(row[n]) for row in cells) for n in range(columns)]
-    right = [bool(table.rows) and all(not isinstance(row[n], str) for row in table.rows) for n in range(columns)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=False)]
+    right = [bool(table.rows) and not any(isinstance(row[n], str) for row in table.rows) for n in range(len(widths))]
     lines = [
-        "  ".join(row[n].rjust(widths[n]) if right[n] else row[n].ljust(widths[n]) for n in range(columns)).rstrip()
+        "  ".join(
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, right, strict=False)
+        ).rstrip()
         for row in cells
     ]
     return lines + ([f"and {len(table.rows) - _ROWS:,} more"] if len(table.rows) > _ROWS else [])
+
+
+def _column(cells: Sequence[str | float]) -> list[str]:
+    """Return cells as text, the numbers to the same few decimals so that they can be compared at a glance."""
+    texts = [cell if isinstance(cell, str) else number(cell) for cell in cells]
+    numbers = [text for text, cell in zip(texts, cells, strict=True) if not isinstance(cell, str)]
+    decimals = max((len(text.partition(".")[2]) for text in numbers), default=0)
+    if not all(re.fullmatch(r"-?\d{1,3}(\.\d{1,3})?", text) for text in numbers):
+        return texts
+    return [cell if isinstance(cell, str) else f"{cell:.{decimals}f}" for cell in cells]
 
 
 def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
@@ -395,8 +415,7 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
     blocks = [f"{'#' * level} bnwatch: {_markdown_code(report.run)}"]
     blocks.append(("" if headlines else "no diagnosis: ") + _watched(report))
     blocks += [
-        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1)
-        for headline in headlines
+        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1) for headline in headlines
     ]
     items = [f"- {markdown_text(_brief(d))}" for d in report.diagnoses if d.state != "active"]
     items += [f"- {markdown_text(line)}" for line in _blind(report.skipped)]

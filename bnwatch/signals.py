@@ -73,6 +73,9 @@ in which they differ most, and its statistics at each site.
 WINDOW = 16
 """Samples that windowed signals look back on: enough for a variance, short against the drift of the parameters."""
 
+DOMINANT = 1e6
+"""Ratio of a sum that leaves a window to the rest of it beyond which the rest is added up anew."""
+
 HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
 
@@ -462,7 +465,7 @@ class _SiteGroup:
         apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
         apart[0] /= pooled
         channels = np.diff(np.append(self._starts, len(pooled)))
-        ratio = np.max([self._total(between) / self._total(within) for between, within in tests], axis=0)
+        ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
         distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
         worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
@@ -483,4 +486,9 @@ class _SiteGroup:
         if len(self._window) > WINDOW:
             oldest = self._window.popleft()
             self._sum -= oldest
-            self._squares -= np.einsum("qsc,qsc->qc", oldest, oldest)
+            gone = np.einsum("qsc,qsc->qc", oldest, oldest)
+            self._squares -= gone
+            # What is left of a sum after something far larger is taken out of it is rounding
+            if (gone > DOMINANT * self._squares).any():
+                kept = np.stack(self._window)
+                self._sum, self._squares = kept.sum(axis=0), np.einsum("wqsc,wqsc->qc", kept, kept)

@@ -5,6 +5,8 @@ serialized `Event`. Each record reaches the file in one write of its own, so a k
 and what a full disk leaves of a record is cut off again.
 """
 
+# ruff: noqa: ANN401 - protobuf classes come without types
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,7 @@
 """Reads records back. What a record holds is hostile until its types are checked."""
 
+# ruff: noqa: ANN401 - protobuf classes come without types
+
 from __future__ import annotations
 
 import json

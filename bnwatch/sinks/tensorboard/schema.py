@@ -13,6 +13,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
 
+# ruff: noqa: ANN401 - JSON has no types until they are checked
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
@@ -23,12 +25,14 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-from bnwatch.evidence import Cells, LayerLook, Look, Split, Statistics
+from bnwatch.evidence import LayerLook, Look, Split, Statistics
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from bnwatch.evidence import Cells
 
 PLUGIN = "bnwatch"
 STATS = "bnwatch/stats/"

@@ -1,5 +1,7 @@
 """Writes the record of a run as TensorBoard event files."""
 
+# ruff: noqa: ANN401 - protobuf classes come without types
+
 from __future__ import annotations
 
 import logging
@@ -17,10 +19,10 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
-from bnwatch.diagnosis import Diagnosis, Report, Skipped
+from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.evidence import Cells, Look
 from bnwatch.records import Attachment, EvaluationRecord
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SharedSites, SignalTable
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from bnwatch.diagnosis import Report
     from bnwatch.records import CallSite, LayerSpec
+    from bnwatch.signals import SharedSites
     from bnwatch.sinks import Item
 
 SUBDIRECTORY = "bnwatch"

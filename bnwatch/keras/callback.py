@@ -1,0 +1,146 @@
+"""`BatchNormWatch`: the Keras callback."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from bnwatch.diagnosis import BatchNormWarning
+from bnwatch.watch import Watch
+
+if keras.backend.backend() == "tensorflow":
+    from bnwatch.keras.session import Session, why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+
+    from bnwatch.diagnosis import Diagnosis, Report, Skipped
+    from bnwatch.keras.tap import Statistics
+
+
+class BatchNormWatch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Watches the batch-normalization layers of a model while it trains in ``fit``.
+
+    Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,
+    those of a training without it. Afterwards `diagnoses`, `skipped` and `report` say what was found.
+
+    Args:
+        log_dir: directory for TensorBoard event files; None writes none.
+        every: sampling interval in training steps; the first steps are sampled densely.
+        probe: ``(x, y)`` for the experiments, in place of batches kept from the training and the validation.
+        allow: what is known and accepted: ``{"BN101:encoder/*": "why"}``.
+        on_diagnosis: ``"warn"``, ``"raise"``, ``"log"``, or a callable that gets each diagnosis.
+        experiments: ``"auto"`` runs those that a diagnosis needs, and once when training ends; False runs none.
+
+    Raises:
+        ValueError: an argument is not what is accepted; one sentence says which and what is.
+    """
+
+    async_safe = True
+    """Keras may go on while metrics of a batch are still computed: nothing here hooks the end of a batch."""
+
+    def __init__(
+        self,
+        log_dir: str | PathLike[str] | None,
+        *,
+        every: int = 50,
+        probe: tuple[Any, Any] | None = None,
+        allow: Mapping[str, str] | None = None,
+        on_diagnosis: Any = "warn",
+        experiments: Any = "auto",
+    ) -> None:
+        super().__init__()
+        self.watch = Watch(
+            log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
+        )
+        self._session: Session | None = None
+        self._steps = 0
+        self._known: Statistics = {}
+        if keras.backend.backend() != "tensorflow":
+            _say(
+                f"bnwatch watches Keras on the TensorFlow backend only, not on {keras.backend.backend()}; "
+                "this training goes on unwatched"
+            )
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self.watch.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self.watch.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        return self.watch.report()
+
+    # What Keras calls.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Attach."""
+        self._leave()
+        if keras.backend.backend() != "tensorflow" or not self.watch.enabled:
+            return
+        with self.watch.guard("attaching to the model"):
+            reason = why_not(self.model)
+            if reason is None:
+                self._session = Session(self.model, self.watch, steps=self._steps, known=self._known)
+            else:
+                _say(reason)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Note where in the run the epoch begins."""
+        steps = (self.params or {}).get("steps")
+        self._forward("beginning an epoch", lambda session: session.epoch_begin(epoch, steps))
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Take the sample of the step that just finished, if it is due."""
+        self._forward("sampling a step", lambda session: session.batch_begin(batch))
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Take the last sample of the epoch before validation resets the metrics."""
+        self._forward("sampling a step", lambda session: session.test_begin())
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Keep a few validation batches."""
+        self._forward("keeping a validation batch", lambda session: session.test_batch_begin(batch))
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Take the last validation batch that was kept."""
+        self._forward("keeping a validation batch", lambda session: session.test_end())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Take the evaluation and run experiments that a diagnosis waits for."""
+        self._forward("ending an epoch", lambda session: session.epoch_end(epoch, dict(logs or {})))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Look once more, detach and conclude."""
+        try:
+            self._forward("looking once more", lambda session: session.train_end())
+        finally:
+            self._leave()
+            self.watch.close()
+
+    def _forward(self, doing: str, call: Callable[[Session], None]) -> None:
+        session = self._session
+        if session is None or not self.watch.enabled:
+            return
+        with self.watch.guard(doing):
+            call(session)
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._steps = max(self._steps, session.steps)
+        with self.watch.guard("detaching from the model"):
+            self._known = session.detach()
+
+
+def _say(reason: str) -> None:
+    warnings.warn(reason, BatchNormWarning, stacklevel=3)

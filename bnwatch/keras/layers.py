@@ -1,0 +1,144 @@
+"""Find the batch-normalization layers of a Keras model, name them, and describe them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from bnwatch.records import LayerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(eq=False, slots=True)
+class Watched:
+    """A batch-normalization layer under watch.
+
+    Attributes:
+        layer: the Keras layer, built or not yet.
+        path: its unique name inside the model.
+        updates: updates of the running statistics before the tap counted; None when that is not known.
+    """
+
+    layer: Any
+    path: str
+    updates: int | None = None
+
+    @property
+    def built(self) -> bool:
+        """Return whether the layer knows its channels."""
+        return self.layer.moving_mean is not None
+
+    def spec(self) -> LayerSpec:
+        """Return the description of the layer, which must be built."""
+        layer = self.layer
+        initial = initial_statistics(layer)
+        return LayerSpec(
+            path=self.path,
+            kind=type(layer).__name__,
+            channels=int(layer.moving_mean.shape[0]),
+            epsilon=float(layer.epsilon),
+            decay=float(layer.momentum),
+            bessel_corrected=False,
+            trainable=bool(layer.trainable),
+            axis=(int(layer.axis),),
+            initial=initial or (0.0, 1.0),
+        )
+
+    def statistics(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the running mean and variance as they are now."""
+        return np.asarray(self.layer.moving_mean), np.asarray(self.layer.moving_variance)
+
+    def pristine(self) -> bool:
+        """Return whether the running statistics are exactly those the layer starts from."""
+        if not self.built:
+            return True
+        initial = initial_statistics(self.layer)
+        if initial is None:
+            return False
+        return all(bool(np.all(now == start)) for now, start in zip(self.statistics(), initial, strict=True))
+
+
+def initial_statistics(layer: Any) -> tuple[float, float] | None:
+    """Return the mean and variance the running statistics start from; None when they are no constants."""
+    mean, var = _constant(layer.moving_mean_initializer), _constant(layer.moving_variance_initializer)
+    return None if mean is None or var is None else (mean, var)
+
+
+def _constant(initializer: Any) -> float | None:
+    if isinstance(initializer, keras.initializers.Zeros):
+        return 0.0
+    if isinstance(initializer, keras.initializers.Ones):
+        return 1.0
+    value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def find_layers(model: Any) -> tuple[list[Watched], dict[str, str]]:
+    """Return the batch-normalization layers in network order, and those that cannot be watched with the reason.
+
+    The order is that of execution in functional and sequential models, and that of definition in subclassed ones.
+    """
+    watched, unsupported, names = [], {}, set[str]()
+    for path, layer in walk(model):
+        if not _normalizes(layer):
+            continue
+        name = _unique(path, names)
+        reason = _why_not(layer)
+        if reason is None:
+            watched.append(Watched(layer, name))
+        else:
+            unsupported[name] = reason
+    return watched, unsupported
+
+
+def walk(root: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every layer below ``root`` once, with the path of its first place; a container comes before its content."""
+    seen = {id(root)}
+    stack = [("", iter(children(root)))]
+    while stack:
+        prefix, below = stack[-1]
+        layer = next(below, None)
+        if layer is None:
+            stack.pop()
+        elif id(layer) not in seen:
+            seen.add(id(layer))
+            path = f"{prefix}{layer.name}"
+            yield path, layer
+            stack.append((f"{path}/", iter(children(layer))))
+
+
+def children(layer: Any) -> list[Any]:
+    """Return the layers directly below a layer, in execution order where there is a graph to know it from."""
+    graph = getattr(layer, "_nodes_by_depth", None)
+    nodes = [node for depth in sorted(graph, reverse=True) for node in graph[depth]] if isinstance(graph, dict) else []
+    ordered = [node.operation for node in nodes if isinstance(node.operation, keras.layers.Layer)]
+    return ordered + list(getattr(layer, "_layers", ()))
+
+
+def _unique(path: str, taken: set[str]) -> str:
+    name, n = path, 1
+    while name in taken:
+        n += 1
+        name = f"{path}({n})"
+    taken.add(name)
+    return name
+
+
+def _normalizes(layer: Any) -> bool:
+    kind = type(layer).__name__
+    return isinstance(layer, keras.layers.BatchNormalization) or "BatchNorm" in kind or "BatchRenorm" in kind
+
+
+def _why_not(layer: Any) -> str | None:
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return f"{type(layer).__name__} is no keras.layers.BatchNormalization"
+    if getattr(layer, "renorm", False):
+        return "batch renormalization keeps statistics of its own"
+    if not hasattr(layer, "_moments"):
+        return f"{type(layer).__name__} of keras {keras.__version__} does not show its batch statistics"
+    return None

@@ -1,0 +1,242 @@
+"""`watch`: for training loops written by hand."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnwatch.diagnosis import BatchNormWarning
+from bnwatch.keras.experiments import Given, KerasLaboratory, probes
+from bnwatch.keras.keep import Kept
+from bnwatch.keras.session import EXPERIMENT_SECONDS, EXPERIMENT_SHARE, FINAL_SECONDS, attachment
+from bnwatch.keras.tap import Tap
+from bnwatch.records import EvaluationRecord, StepSnapshot
+from bnwatch.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+    from types import TracebackType
+
+    from bnwatch.diagnosis import Diagnosis, Report, Skipped
+    from bnwatch.evidence import Split
+    from bnwatch.keras.experiments import Shelf
+
+
+class LoopWatch:
+    """Watches a training loop written by hand; made by `watch`."""
+
+    def __init__(self, model: Any, watch: Watch) -> None:
+        """Prepare; nothing is touched before the context is entered."""
+        self.watch = watch
+        self._model = model
+        self._tap: Tap | None = None
+        self._opened = False
+        self._step, self._epoch = 0, 0
+        self._began = self._epoch_began = time.perf_counter()
+        self._accuracy = _Mean()
+        self._kept = Kept()
+        self._shelves: dict[Split, Shelf] = {"training": self._kept}
+        if watch.probe is not None:
+            self._shelves = probes(watch.probe, batch_size=128)
+        self._lab = KerasLaboratory(model, self._shelves)
+
+    def __enter__(self) -> LoopWatch:  # noqa: PYI034 - Self needs Python 3.11
+        """Attach to the model."""
+        with self.watch.guard("attaching to the model"):
+            tap = Tap(self._model, self.watch.guard, lanes=True)
+            tap.attach()
+            self._tap = tap
+            self._open_if_built()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Look once more unless the loop raised, detach and conclude."""
+        try:
+            if kind is None and self._tap is not None and self.watch.enabled:
+                with self.watch.guard("looking once more"):
+                    self._open_if_built()
+                    self._experiment(time.perf_counter() - self._began, FINAL_SECONDS, final=True)
+        finally:
+            tap, self._tap = self._tap, None
+            with self.watch.guard("detaching from the model"):
+                if tap is not None:
+                    tap.detach()
+                self._lab.release()
+            self.watch.close()
+
+    def step(
+        self, *, accuracy: Any = None, loss: Any = None, examples: int = 1, batch: tuple[Any, Any] | None = None
+    ) -> None:
+        """End a training step: every training-mode call of the model since the last one belongs to it.
+
+        Numbers may be tensors; they are read at sampled steps only.
+
+        Args:
+            accuracy: accuracy of the step's batch, in [0, 1].
+            loss: loss of the step's batch.
+            examples: examples behind them.
+            batch: the step's ``(x, y)``; a few are kept for the experiments.
+        """
+        if self._tap is None or not self.watch.enabled:
+            return
+        with self.watch.guard("ending a step"):
+            self._step += 1
+            self._accuracy.add(accuracy, examples)
+            if self.watch.due(self._step):
+                self._sample(self._tap, loss, batch)
+            self._tap.next_step()
+            if self.watch.due(self._step + 1):
+                self._tap.mark()
+
+    def evaluation(
+        self, *, accuracy: Any = None, loss: Any = None, examples: int = 0, classes: int = 0, data: Any = None
+    ) -> None:
+        """Record an evaluation; the mean training accuracy since the last one goes with it.
+
+        Args:
+            accuracy: evaluation accuracy, in [0, 1].
+            loss: evaluation loss.
+            examples: evaluation examples.
+            classes: number of classes.
+            data: evaluation data for the experiments: ``(x, y)``, or an iterable of such batches that can be repeated.
+        """
+        if self._tap is None or not self.watch.enabled:
+            return
+        with self.watch.guard("recording an evaluation"):
+            self._open_if_built()
+            if data is not None and self.watch.probe is None:
+                self._shelves["evaluation"] = Given(data, "evaluation", batch_size=128)
+            train, seen = self._accuracy.take()
+            self.watch.evaluated(
+                EvaluationRecord(
+                    step=self._step,
+                    epoch=self._epoch,
+                    accuracy=_float(accuracy),
+                    loss=_float(loss),
+                    examples=examples,
+                    train_accuracy=train,
+                    train_examples=seen,
+                    classes=classes,
+                )
+            )
+            self._experiment(time.perf_counter() - self._epoch_began, EXPERIMENT_SECONDS, final=False)
+            self._epoch, self._epoch_began = self._epoch + 1, time.perf_counter()
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self.watch.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self.watch.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        return self.watch.report()
+
+    def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
+        self._open_if_built()
+        if not tap.recorded and tap.layers and self._step == 1:
+            _say(
+                "bnwatch saw no training-mode call of a batch-normalization layer in the first step: enter watch() "
+                "before the training function is called for the first time, and call the model with training=True"
+            )
+        if batch is not None:
+            self._kept.add(tuple(batch))
+        mean, seen = self._accuracy.now()
+        self.watch.observe(StepSnapshot(self._step, self._epoch, tap.records(), mean, _float(loss), seen))
+        if self.watch.wants_look:
+            self.watch.look(self._lab, step=self._step, epoch=self._epoch)
+
+    def _experiment(self, lasted: float, least: float, *, final: bool) -> None:
+        seconds = max(least, EXPERIMENT_SHARE * lasted)
+        self.watch.experiment(self._lab, step=self._step, epoch=self._epoch, seconds=seconds, final=final)
+
+    def _open_if_built(self) -> None:
+        if self._tap is not None and self._tap.built and not self._opened:
+            self._opened = True
+            self.watch.open(attachment(self._tap))
+
+
+def watch(
+    model: Any,
+    log_dir: str | PathLike[str] | None,
+    *,
+    every: int = 50,
+    probe: tuple[Any, Any] | None = None,
+    allow: Mapping[str, str] | None = None,
+    on_diagnosis: Any = "warn",
+    experiments: Any = "auto",
+) -> LoopWatch:
+    """Watch a training loop written by hand, with or without ``tf.function``.
+
+    Enter it before the training function is called for the first time: TensorFlow does not look at a function again
+    once it is traced. Call ``step`` at the end of each training step, and ``evaluation`` after each evaluation::
+
+        with bnwatch.keras.watch(model, "runs/a") as watch:
+            for x, y in batches:
+                loss, accuracy = train_step(x, y)
+                watch.step(accuracy=accuracy, loss=loss, examples=len(x), batch=(x, y))
+            watch.evaluation(accuracy=evaluate(), examples=10000)
+
+    A call site is the k-th training-mode call of a layer within one step. Calls in different functions, or in the same
+    function called with another signature, are told apart; a compiled function that is called twice within one step
+    shows its last call only.
+
+    Args:
+        model: the Keras model; built, or built by the first step.
+        log_dir: directory for TensorBoard event files; None writes none.
+        every: sampling interval in training steps; the first steps are sampled densely.
+        probe: ``(x, y)`` for the experiments.
+        allow: what is known and accepted: ``{"BN101:encoder/*": "why"}``.
+        on_diagnosis: ``"warn"``, ``"raise"``, ``"log"``, or a callable that gets each diagnosis.
+        experiments: ``"auto"`` runs those that a diagnosis needs, and once at the end; False runs none.
+
+    Raises:
+        ValueError: an argument is not what is accepted; one sentence says which and what is.
+    """
+    return LoopWatch(
+        model,
+        Watch(log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments),
+    )
+
+
+class _Mean:
+    """A mean over examples whose values are read from the device only when it is asked for."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Any, int]] = []
+        self._sum, self._examples = 0.0, 0
+
+    def add(self, value: Any, examples: int) -> None:
+        if value is not None:
+            self._pending.append((value, examples))
+
+    def now(self) -> tuple[float | None, int]:
+        for value, examples in self._pending:
+            self._sum += float(value) * examples
+            self._examples += examples
+        self._pending = []
+        return (self._sum / self._examples if self._examples else None), self._examples
+
+    def take(self) -> tuple[float | None, int]:
+        result = self.now()
+        self._sum, self._examples = 0.0, 0
+        return result
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(np.asarray(value))
+
+
+def _say(sentence: str) -> None:
+    warnings.warn(sentence, BatchNormWarning, stacklevel=4)
+
+
+__all__ = ["LoopWatch", "watch"]

@@ -1,0 +1,127 @@
+"""What Keras itself knows about training and evaluation, read where it keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnwatch.evidence import ExperimentNotPossibleError, class_indices
+from bnwatch.records import EvaluationRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bnwatch.keras.keep import Kept
+    from bnwatch.keras.session import Session
+
+ACCURACIES = (
+    "accuracy",
+    "acc",
+    "sparse_categorical_accuracy",
+    "categorical_accuracy",
+    "binary_accuracy",
+    "compile_metrics_accuracy",
+)
+"""What logs call an accuracy, in the order in which one is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Training metrics of the epoch so far."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+    examples: int = 0
+
+
+def training(model: Any, logs: Mapping[str, Any] | None) -> Training:
+    """Return the running means of the metrics, from the logs of an epoch where there are some.
+
+    This reads from the device: for sampled steps only.
+    """
+    now = model.get_metrics_result() if logs is None else logs
+    return Training(accuracy_in(now), _number(now.get("loss")), examples_behind(model))
+
+
+def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
+    """Return the accuracy that logs report under any of its names, in [0, 1]."""
+    for name in ACCURACIES:
+        value = _number(logs.get(prefix + name))
+        if value is not None and 0.0 <= value <= 1.0:
+            return value
+    return None
+
+
+def examples_behind(model: Any) -> int:
+    """Return over how many examples the loss was averaged since the metrics were reset; 0 when Keras does not count."""
+    count = getattr(getattr(model, "_loss_tracker", None), "count", None)
+    return 0 if count is None else int(float(count))
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+
+
+def evaluation_record(session: Session, epoch: int, logs: Mapping[str, Any]) -> EvaluationRecord | None:
+    """Return the evaluation that the logs of an epoch report; None when there was none."""
+    if not any(name.startswith("val_") for name in logs):
+        return None
+    accuracy, classes = accuracy_in(logs, "val_"), class_count(session.model)
+    return EvaluationRecord(
+        step=session.steps,
+        epoch=epoch,
+        accuracy=accuracy,
+        loss=_number(logs.get("val_loss")),
+        examples=examples_behind(session.model),
+        train_accuracy=accuracy_in(logs),
+        train_loss=_number(logs.get("loss")),
+        train_examples=session.training.examples,
+        classes=classes if accuracy is not None else 0,
+        majority=majority(session.model) if accuracy is not None else None,
+        batch_statistics=session.evaluated_with_batch_statistics,
+    )
+
+
+def class_count(model: Any) -> int:
+    """Return the number of classes a model tells apart; 0 when its outputs do not say."""
+    shape = getattr(model, "output_shape", None)
+    if not isinstance(shape, tuple) or not shape or isinstance(shape[0], tuple | list) or shape[-1] is None:
+        return 0
+    return max(2, int(shape[-1]))
+
+
+def majority(model: Any) -> float | None:
+    """Return the share of the most frequent class among the validation labels; None where it takes a pass to know."""
+    adapter = getattr(getattr(model, "_eval_epoch_iterator", None), "data_adapter", None)
+    arrays = getattr(adapter, "_inputs", None)
+    if not isinstance(arrays, tuple | list) or len(arrays) < 2 or arrays[1] is None:  # noqa: PLR2004 - (x, y)
+        return None
+    labels = getattr(arrays[1], "array", arrays[1])
+    try:
+        counts = np.bincount(class_indices(np.asarray(labels)))
+    except ExperimentNotPossibleError:
+        return None
+    return float(counts.max() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Which batches of an evaluation to keep: evenly spread, about ``examples`` of them in ``batches`` batches."""
+
+    batches: int
+    examples: int
+
+    def takes(self, batch: int, kept: Kept) -> bool:
+        """Return whether to keep batch number ``batch``, given what was kept so far."""
+        if not kept.examples:
+            return True
+        if kept.full:
+            return False
+        per_batch = max(1, kept.largest)
+        stride = max(1, -(-self.batches * per_batch // self.examples))
+        return batch % stride == 0

@@ -1,0 +1,211 @@
+"""One `fit` under watch: attach the tap, take samples, keep batches, run experiments, leave nothing behind."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from bnwatch.keras import readings
+from bnwatch.keras.experiments import KerasLaboratory, probes
+from bnwatch.keras.functions import Functions, retracing_changes_training
+from bnwatch.keras.keep import EXAMPLES, Keeper
+from bnwatch.keras.tap import Tap
+from bnwatch.records import Attachment, StepSnapshot
+
+if TYPE_CHECKING:
+    from bnwatch.evidence import Split
+    from bnwatch.keras.experiments import Shelf
+    from bnwatch.keras.tap import Statistics
+    from bnwatch.watch import Watch
+
+EXPERIMENT_SHARE, EXPERIMENT_SECONDS, FINAL_SECONDS = 0.05, 2.0, 10.0
+"""An experiment may take this share of an epoch, and these seconds in any case; the last one a little more."""
+
+
+def why_not(model: Any) -> str | None:
+    """Return in a sentence why training of this model cannot be watched; None when it can."""
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
+    if retracing_changes_training(model):
+        return (
+            "`trainable` was set on a layer after compile(), and watching would make it count already: "
+            "call compile() again; this training goes on unwatched"
+        )
+    return None
+
+
+def attachment(tap: Tap) -> Attachment:
+    """Return what a tap found on a built model."""
+    specs = tuple(watched.spec() for watched in tap.layers)
+    return Attachment(specs, tap.unsupported, f"keras {keras.__version__} ({keras.backend.backend()})")
+
+
+class Attached:
+    """What is on the model while it is watched; taken off in one place, also when training raised."""
+
+    def __init__(self, model: Any, watch: Watch, known: Statistics, *, keep: bool) -> None:
+        """Attach the tap and have the functions of the model made anew."""
+        self.model, self.known = model, known
+        self.tap = Tap(model, watch.guard)
+        self.training = Keeper(watch.guard) if keep else None
+        self.evaluation = Keeper(watch.guard) if keep else None
+        self._functions: Functions | None = None
+        self.tap.release = self.detach
+        self.tap.attach(known)
+        self._functions = Functions(model)
+        self._functions.make(self.training, self.evaluation)
+
+    def detach(self) -> None:
+        """Leave the model as it was; a second call does nothing."""
+        if self._functions is None:
+            return
+        functions, self._functions = self._functions, None
+        try:
+            self.known = self.tap.detach()
+        finally:
+            functions.restore()
+
+
+class Session:
+    """One `fit` under watch."""
+
+    def __init__(self, model: Any, watch: Watch, *, steps: int, known: Statistics) -> None:
+        """Attach to the model.
+
+        Args:
+            model: the model that is about to train.
+            watch: where everything goes.
+            steps: training steps finished before, in earlier calls of ``fit``.
+            known: statistics at the end of the last watch.
+        """
+        self.model, self.watch, self.steps = model, watch, steps
+        keep = watch.experiments and watch.probe is None
+        self._attached = Attached(model, watch, known, keep=keep)
+        self.finalizer = weakref.finalize(self, self._attached.detach)
+        self.tap = self._attached.tap
+        self.lab = KerasLaboratory(model, self._shelves())
+        self._opened = False
+        self._epoch, self._epoch_began, self._began = 0, time.perf_counter(), time.perf_counter()
+        self._base, self._running, self._sampled = steps, False, steps
+        self._batch, self._epoch_steps = 0, 0
+        self._training = readings.Training()
+        self._evaluation_plan = readings.Spread(0, 0)
+        self._open_if_built()
+
+    def _shelves(self) -> dict[Split, Shelf]:
+        if self.watch.probe is not None:
+            return probes(self.watch.probe, batch_size=128)
+        if self._attached.training is None or self._attached.evaluation is None:
+            return {}
+        return {"training": self._attached.training.kept, "evaluation": self._attached.evaluation.kept}
+
+    # what the callback forwards
+
+    def epoch_begin(self, epoch: int, steps: int | None) -> None:
+        """Begin an epoch of ``steps`` steps, if that is known."""
+        self._epoch, self._epoch_began, self._base = epoch, time.perf_counter(), self.steps
+        self._epoch_steps = steps or 0
+
+    def batch_begin(self, batch: int) -> None:
+        """Take the sample of the step that just finished, and prepare for the next one; most steps do neither."""
+        if self._running:
+            self._finished(self._base + batch, None)
+        self._running, self._batch = True, batch
+        if self._attached.training is not None:
+            self._attached.training.want(wanted=self._due(self.steps, self.steps + self.model.steps_per_execution))
+
+    def training_ends(self, logs: dict[str, Any] | None) -> None:
+        """Take the sample of the last step of the epoch."""
+        if not self._running:
+            return
+        end = self._batch + int(self.model.steps_per_execution)
+        self._finished(self._base + (min(end, self._epoch_steps) if self._epoch_steps else end), logs, last=True)
+        self._running = False
+
+    def test_begin(self) -> None:
+        """Take what is known of the training before the evaluation resets the metrics."""
+        self.training_ends(None)
+        keeper = self._attached.evaluation
+        batches = getattr(getattr(self.model, "_eval_epoch_iterator", None), "num_batches", None)
+        examples = 0 if keeper is None or keeper.kept.examples else EXAMPLES
+        self._evaluation_plan = readings.Spread(batches or 0, examples)
+
+    def test_batch_begin(self, batch: int) -> None:
+        """Keep evaluation batches, evenly over the first evaluation."""
+        keeper = self._attached.evaluation
+        if keeper is None or not self._evaluation_plan.examples:
+            return
+        if keeper.wanted:
+            keeper.collect()
+        keeper.want(wanted=self._evaluation_plan.takes(batch, keeper.kept))
+
+    def test_end(self) -> None:
+        """Take the last evaluation batch that was asked for."""
+        keeper = self._attached.evaluation
+        if keeper is not None and keeper.wanted:
+            keeper.collect()
+            keeper.want(wanted=False)
+
+    def epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Take the evaluation, and run the experiments that a diagnosis waits for."""
+        self.training_ends(logs)
+        self._open_if_built()
+        record = readings.evaluation_record(self, epoch, logs)
+        if record is not None:
+            self.watch.evaluated(record)
+        seconds = max(EXPERIMENT_SECONDS, EXPERIMENT_SHARE * (time.perf_counter() - self._epoch_began))
+        self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds)
+
+    def train_end(self) -> None:
+        """Look once more: some faults exist only now."""
+        self._open_if_built()
+        seconds = max(FINAL_SECONDS, EXPERIMENT_SHARE * (time.perf_counter() - self._began))
+        self.watch.experiment(self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True)
+
+    def detach(self) -> Statistics:
+        """Leave the model as it was; return the running statistics, to go on counting in the next ``fit``."""
+        self.finalizer()
+        self.lab.release()
+        return self._attached.known
+
+    # what is known
+
+    @property
+    def training(self) -> readings.Training:
+        """Return the training metrics at the end of the epoch."""
+        return self._training
+
+    @property
+    def evaluated_with_batch_statistics(self) -> tuple[str, ...]:
+        """Return the layers that normalized with batch statistics in evaluation."""
+        return tuple(self.tap.evaluated)
+
+    # inside
+
+    def _due(self, after: int, until: int) -> bool:
+        return any(self.watch.due(step) for step in range(after + 1, until + 1))
+
+    def _finished(self, steps: int, logs: dict[str, Any] | None, *, last: bool = False) -> None:
+        before, self.steps = self.steps, steps
+        if last:
+            self._training = readings.training(self.model, logs)
+        if steps <= self._sampled or not (last or self._due(before, steps)):
+            return
+        self._sampled = steps
+        self._open_if_built()
+        if self._attached.training is not None:
+            self._attached.training.collect()
+        seen = self._training if last else readings.training(self.model, None)
+        calls = self.tap.records()
+        self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples))
+        if self.watch.wants_look:
+            self.watch.look(self.lab, step=steps, epoch=self._epoch)
+
+    def _open_if_built(self) -> None:
+        if self._opened or not self.tap.built:
+            return
+        self._opened = True
+        self.watch.open(attachment(self.tap))
