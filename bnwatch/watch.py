@@ -84,7 +84,7 @@ class Watch:
         self.signals = Signals()
         self._engine = Engine(self._allow)
         self._given = tuple(sinks)
-        self._sinks: list[Sink] = []
+        self._sinks: list[Sink] = [*sinks]
         self._opened = self._closed = self._told_of_range = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
@@ -205,12 +205,12 @@ class Watch:
         )
 
     def close(self) -> None:
-        """Conclude: unused allowances, the closing summary, the sinks. Does nothing where nothing is open."""
-        if not self._opened:
+        """Conclude: unused allowances, the closing summary, the sinks. A second call does nothing."""
+        if self._closed:
             return
         try:
             with self.guard("closing"):
-                if self.enabled:
+                if self._opened and self.enabled:
                     self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                     self._judge()
         finally:
