@@ -198,6 +198,13 @@ class Look:
     examples: int
     layers: tuple[LayerLook, ...]
 
+    def up_to(self, path: str) -> tuple[LayerLook, ...]:
+        """Return the layers up to and including the one of that path."""
+        for number, layer in enumerate(self.layers, start=1):
+            if layer.path == path:
+                return self.layers[:number]
+        return self.layers
+
     def first_constant(self, spread: float) -> LayerLook | None:
         """Return the first layer from which on no output varies by more than ``spread`` over examples."""
         found = None
@@ -264,7 +271,7 @@ def crosscheck(
     for split in SPLITS:
         try:
             splits[split] = lab.examples(split, budget.examples)
-        except ExperimentNotPossibleError as error:  # noqa: PERF203 - two rounds
+        except ExperimentNotPossibleError as error:
             missing = str(error)
     if not splits:
         raise ExperimentNotPossibleError(missing or "no examples")

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Cells
     from bnwatch.records import EvaluationRecord
     from bnwatch.signals import Signals
 
@@ -76,7 +75,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         notes=(
             *_odds(last, chance),
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
-            *_innocence(cells, limits["alpha"]),
+            *innocence(cells),
         ),
         helps=(
             ("look at that layer and at what feeds it",)
@@ -113,18 +112,4 @@ def _odds(last: EvaluationRecord, chance: float) -> tuple[str, ...]:
     p = moments.binomial_survival(round(last.accuracy * last.examples), last.examples, chance)
     return (
         f"always naming the most frequent class is right for {chance:.1%}; guessing gets this far with p = {p:.2g}",
-    )
-
-
-def _innocence(cells: Cells | None, alpha: float) -> tuple[str, ...]:
-    """Say what the cells say of the running statistics."""
-    if cells is None:
-        return ()
-    _, row = next(cells.rows())
-    gained, p = row["batch"].gain_over(row["running"])
-    if gained > 0.0 and p < alpha:
-        return (f"with batch statistics the same examples give {row['batch'].accuracy:.1%}",)
-    return (
-        f"the running statistics are innocent: the same {row['batch'].examples:,} examples give "
-        f"{row['batch'].accuracy:.1%} with batch statistics and {row['running'].accuracy:.1%} with running statistics",
     )

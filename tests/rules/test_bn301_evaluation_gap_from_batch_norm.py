@@ -87,11 +87,11 @@ def test_what_a_re_estimate_restores_names_the_cause(population, helps, restored
 def test_all_cells_are_in_the_table():
     ((finding,), _) = cases.look(RULE, FIRES["the founding program"]())
     assert finding.table.rows == (
-        ("training data", "100.0%", "88.0%", "90.0%", 1000.0),
-        ("evaluation data", "98.0%", "85.5%", "87.0%", 1000.0),
+        ("training data", 100.0, 88.0, 90.0, 1000.0),
+        ("evaluation data", 98.0, 85.5, 87.0, 1000.0),
     )
     assert finding.evidence["cost"].value == pytest.approx(0.125)
-    low, high = finding.evidence["evaluation_running"].interval
+    low, high = finding.evidence["accuracy"].interval
     assert low < 0.855 < high
 
 

@@ -64,10 +64,30 @@ test_cases = cases.runner(RULE, fires=FIRES, quiet=QUIET, skips=SKIPS)
 def test_it_names_the_layer_its_units_and_when_it_died():
     ((finding,), _) = cases.look(RULE, FIRES["died in training"]())
     assert finding.subject == "dense"
-    assert "all 32 units of `dense` are zero for every example since step 20 (alive at step 12)" in finding.message
+    assert "all 32 units of `dense` are zero for every example since step 20, alive at step 12" in finding.message
     assert finding.evidence["dead_since"].value == 20
     assert finding.evidence["last_alive"].value == 12
     assert "axis" not in " ".join(finding.helps)
+
+
+def test_a_layer_without_parameters_is_named_with_the_one_that_feeds_it():
+    def one(step):
+        return testing.look(
+            step,
+            testing.layer_look("dense", gradient=0.0, zero=0.0, spread=0.2),
+            testing.layer_look("relu", kind="ReLU", zero=1.0, spread=0.0),
+            testing.layer_look("out", spread=0.0, gradient=0.1),
+        )
+
+    ((finding,), _) = look_at(looks(one(1), one(2)))
+    assert finding.subject == "dense"
+    assert "`dense` (behind its activation `relu`)" in finding.message
+
+
+def test_two_looks_at_one_step_are_one():
+    findings, skipped = look_at(looks(at(12), at(12)))
+    assert findings == []
+    assert [s.needs for s in skipped] == ["gradients"]
 
 
 def test_dead_from_the_first_look_has_no_last_step_alive():
