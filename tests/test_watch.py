@@ -13,6 +13,8 @@ from bnwatch import BatchNormError, BatchNormWarning, Diagnosis, Severity, Watch
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.sinks.memory import MemorySink
 
+LENGTHS = "record('bn'): the four statistics need one number a channel each, got lengths"
+
 
 def call(watch, *, site=0, mean=0.0, **fields):
     given = {
@@ -54,7 +56,10 @@ def rules(watch):
         ({"on_diagnosis": None}, "on_diagnosis must be 'warn', 'raise', 'log' or a callable, got None"),
         ({"experiments": "always"}, "experiments must be 'auto' or False, got 'always'"),
         ({"allow": {"X": "x"}}, "allow: unknown rule 'X' in 'X'; `bnwatch rules` lists them, for example 'BN101'"),
-        ({"allow": {"B": "x"}}, "allow: unknown rule 'B' in 'B'; `bnwatch rules` lists them, for example 'BN101'"),
+        (
+            {"allow": {"BN101": ""}},
+            "allow: 'BN101' needs a reason, a non-empty text such as 'siamese towers, same data'",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_argument_gives_one_sentence(arguments, sentence):
@@ -68,13 +73,11 @@ def test_a_bad_argument_gives_one_sentence(arguments, sentence):
     [
         (
             {"running_var": np.ones(3)},
-            "record('bn'): the four statistics need one number a channel each, got lengths "
-            "{'batch_mean': 4, 'batch_var': 4, 'running_mean': 4, 'running_var': 3}",
+            f"{LENGTHS} {{'batch_mean': 4, 'batch_var': 4, 'running_mean': 4, 'running_var': 3}}",
         ),
         (
             dict.fromkeys(("batch_mean", "batch_var", "running_mean", "running_var"), ()),
-            "record('bn'): the four statistics need one number a channel each, got lengths "
-            "{'batch_mean': 0, 'batch_var': 0, 'running_mean': 0, 'running_var': 0}",
+            f"{LENGTHS} {{'batch_mean': 0, 'batch_var': 0, 'running_mean': 0, 'running_var': 0}}",
         ),
         ({"decay": 1.5}, "record('bn'): decay must lie in [0, 1], the weight of the old value, got 1.5"),
         ({"count": 0}, "record('bn'): count must be at least 1, the elements per channel, got 0"),
