@@ -246,6 +246,8 @@ def diagnosis_text(
     label = _label(diagnosis)
     lines[0] = paint(label, _COLORS[str(diagnosis.severity)]) + paint(lines[0][len(label) :], "1")
     lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
+    for cause in diagnosis.causes:
+        lines += _wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
     if diagnosis.table is not None:
         lines += [f"      {line}" for line in _table(diagnosis.table)]
     if diagnosis.table is not None and diagnosis.evidence:
