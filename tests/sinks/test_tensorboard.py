@@ -519,7 +519,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
     record(tmp_path)
     monkeypatch.setattr("bnwatch.sinks.tensorboard.reader.read_events", refused)
-    with pytest.raises(RecordError, match="^'.*' cannot be read: Permission denied$"):
+    with pytest.raises(RecordError, match=r"^'.*' cannot be read: Permission denied$"):
         read_runs(tmp_path)
 
 
