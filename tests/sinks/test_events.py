@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -97,6 +97,7 @@ def test_a_huge_length_takes_no_memory(written):
     assert steps(written) == list(range(1, 11))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_ends_quietly_or_with_one_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("garbage") / "file"

@@ -415,6 +415,7 @@ def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
     assert run.problems[0].isprintable()
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
