@@ -90,7 +90,9 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
         if restored
         else "so one mean and variance a channel cannot describe what this layer sees: it is a mixture"
     )
-    notes = [f"{where}, {meaning}"] if cells.training else []
+    notes = ["the weights and the examples are the same, so nothing but the statistics makes the difference"]
+    if cells.training:
+        notes.append(f"{where}, {meaning}")
     if cells.missing:
         notes.append(f"measured on part of the data only: {cells.missing}")
     return tuple(notes)
