@@ -21,12 +21,11 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
-from bnwatch.diagnosis import Report, Severity, Skipped
-from bnwatch.evidence import Cells
+from bnwatch.diagnosis import Report, Skipped
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
-from bnwatch.sinks.tensorboard.events import EventFile, read_events
+from bnwatch.sinks.tensorboard.events import read_events
 from tests import samples
 
 
