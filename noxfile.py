@@ -23,6 +23,7 @@ nox.options.sessions = ["lint", "unit", "keras", "chainer"]
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
 CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
+CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS))]
 # Run beside every framework: what they show is worth something only where a framework is installed.
 EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
@@ -66,16 +67,21 @@ def lint(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Test the core where no framework is installed."""
     install(session)
-    without = [f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS)]
-    pytest(session, *without, "tests")
+    pytest(session, *CORE_TESTS)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Test the core on the oldest NumPy and TensorBoard it accepts; they install up to Python 3.12."""
+    install(session)
+    pytest(session, *CORE_TESTS)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure how much of the core the unit tests reach."""
     install(session)
-    without = [f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS)]
-    session.run("coverage", "run", "-m", "pytest", "-q", *without, "tests")
+    session.run("coverage", "run", "-m", "pytest", "-q", *CORE_TESTS)
     session.run("coverage", "report")
 
 
@@ -113,14 +119,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run every benchmark in the environment of the framework its file name ends in, else in that of the core."""
-    for script in sorted(ROOT.glob("benchmarks/bench_*.py")):
-        name = script.stem.rpartition("_")[2]
-        python = (
-            VENVS / (name if name in {"keras", "chainer"} else "unit") / Path(sys.executable).relative_to(sys.prefix)
-        )
-        session.log(script.stem)
-        session.run(str(python), str(script), *session.posargs, external=True)
+    """Run every benchmark: ``keras*.py`` and ``chainer*.py`` where these are installed, the others beside the core."""
+    for script in sorted(ROOT.glob("benchmarks/*.py")):
+        home = next((name for name in ("keras", "chainer") if script.stem.startswith(name)), "unit")
+        session.run(interpreter(home), str(script), *session.posargs, external=True)
+
+
+def interpreter(environment: str) -> str:
+    """Return the Python of another session's environment, which must have been set up."""
+    return str(VENVS / environment / Path(sys.executable).relative_to(sys.prefix))
 
 
 @nox.session(venv_backend="none")

@@ -1,7 +1,7 @@
 """What watching costs: watched and unwatched trainings in turn, in one process, on the same model and data.
 
-Each round is a pair, in alternating order. A training's time is the median of its epochs but the first, which compiles and
-samples densely and is printed apart; experiments run between epochs, within a share of their own. What counts is the
+Each round is a pair, in alternating order. A training's time is the median of its epochs but the first, which
+compiles and samples densely and is printed apart; experiments run between epochs, within a share of their own. What counts is the
 ratio within a pair: on a machine with other work the wall clock of single runs scatters far more than the cost.
 """
 
@@ -72,7 +72,7 @@ def train(blocks: int, width: int, batch: int, steps: int, epochs: int, *, watch
     return clock
 
 
-def measure(blocks: int, width: int, batch: int, steps: int, epochs: int, rounds: int) -> None:
+def measure(blocks: int, width: int, batch: int, steps: int, epochs: int, *, rounds: int) -> None:
     """Print the cost of watching one configuration."""
     pairs, first = [], []
     for number in range(rounds):

@@ -42,12 +42,14 @@ class Allowances:
             self.unused.add(entry)
 
     def reason(self, rule: str, subject: str) -> str | None:
-        """Return why a finding is allowed, None where it is not."""
-        for rule_id, pattern, reason, entry in self._patterns:
-            if rule_id == rule and fnmatchcase(subject, pattern):
-                self.unused.discard(entry)
-                return reason
-        return None
+        """Return why a finding is allowed, None where it is not; the first entry that matches gives the reason."""
+        matching = [
+            (reason, entry)
+            for id_, pattern, reason, entry in self._patterns
+            if id_ == rule and fnmatchcase(subject, pattern)
+        ]
+        self.unused.difference_update(entry for _, entry in matching)
+        return matching[0][0] if matching else None
 
 
 class Engine:
@@ -79,10 +81,12 @@ class Engine:
         """Return whether a rule waits for one of these experiments."""
         return any(s.needs in experiments for s in self._skipped.values())
 
-    def run(self, signals: Signals) -> list[Diagnosis]:
-        """Run every rule; return the diagnoses that appeared, changed or cleared."""
+    def run(self, signals: Signals, only: str | None = None) -> list[Diagnosis]:
+        """Run every rule, or ``only`` one; return the diagnoses that appeared, changed or cleared."""
         before = dict(self._diagnoses)
         for rule in self._rules:
+            if only not in (None, rule.id):
+                continue
             outcomes = rule.check(signals)
             skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
             self._skipped.pop(rule.id, None)

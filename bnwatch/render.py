@@ -24,7 +24,7 @@ SCHEMA = 1
 
 WIDTH = 100
 _LONG_WORD = 120
-_LONG_TEXT = 2000
+_LONG_TEXT = 1000
 _LONG_SUBJECT = 60
 _ROWS = 20
 _COLORS = {"error": "1;31", "warning": "1;33", "info": "1;36"}
@@ -54,22 +54,29 @@ def shorten(text: str, limit: int = _LONG_TEXT) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code."""
+    """Return ``text`` so that Markdown shows it as it is; what stands in backticks stays code.
+
+    It is harmless also where Markdown is switched off and HTML is not: TensorBoard's Text tab has such a switch.
+    """
     parts = shorten(text).split("`")
+    # a backtick without its partner opens nothing
+    lone = len(parts) - 1 if len(parts) % 2 == 0 else None
     return "".join(
-        f"`{part}`" if place % 2 and part and place < len(parts) - 1 else _markdown_plain(part, place, len(parts))
+        _markdown_code(part) if place % 2 and place != lone else "&#96;" * (place == lone) + _markdown_plain(part)
         for place, part in enumerate(parts)
     )
 
 
-def _markdown_plain(part: str, place: int, parts: int) -> str:
-    # a backtick without its partner opens nothing
-    opening = "&#96;" if place % 2 and place == parts - 1 else ""
-    return opening + re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(part, quote=False)).replace("~", "&#126;")
+def _markdown_plain(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|#!])", r"\\\1", escape(text, quote=False)).replace("~", "&#126;")
 
 
 def _markdown_code(text: str) -> str:
-    return f"`{shorten(text).replace('`', chr(0x2CB))}`" if text else ""
+    """Return a code span; plain text where a span would need HTML that it cannot escape."""
+    text = shorten(text)
+    if re.search(r"[<>&`]", text):
+        return _markdown_plain(text).replace("`", "&#96;")
+    return f"`{text}`" if text else ""
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -87,7 +94,7 @@ def number(value: float) -> str:
 def quantity(measured: Quantity) -> str:
     """Return a number with its unit and interval."""
     unit = measured.unit if measured.unit in ("", "%") else f" {measured.unit}"
-    text = number(measured.value) + clean(unit)
+    text = number(measured.value) + shorten(unit, _LONG_SUBJECT)
     if measured.interval is not None:
         low, high = measured.interval
         text += f" (95% {number(low)} to {number(high)})"
@@ -168,7 +175,7 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def dumps(data: Any, *, indent: int | None = None) -> str:
+def dumps(data: object, *, indent: int | None = None) -> str:
     """Return JSON text in ASCII.
 
     Raises:
@@ -239,8 +246,12 @@ def diagnosis_text(
     label = _label(diagnosis)
     lines[0] = paint(label, _COLORS[str(diagnosis.severity)]) + paint(lines[0][len(label) :], "1")
     lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
+    for cause in diagnosis.causes:
+        lines += _wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
     if diagnosis.table is not None:
         lines += [f"      {line}" for line in _table(diagnosis.table)]
+    if diagnosis.table is not None and diagnosis.evidence:
+        lines.append("")
     lines += [f"      {line}" for line in _pairs(diagnosis.evidence)]
     for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
         for text in texts:
@@ -251,7 +262,7 @@ def diagnosis_text(
         lines += _wrapped(lead, text, width, " " * len(lead))
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
-    more = f"more: bnwatch explain {shorten(diagnosis.rule)}"
+    more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
     lines.append(f"  allow: {_allowance(diagnosis)}   {more}" if diagnosis.state == "active" else f"  {more}")
     return "\n".join(lines)
 
@@ -277,7 +288,7 @@ def report_text(report: Report, *, color: bool = False, width: int = WIDTH) -> s
 
 
 class _Paint:
-    def __init__(self, color: bool) -> None:  # noqa: FBT001
+    def __init__(self, color: bool) -> None:
         self.color = color
 
     def __call__(self, text: str, code: str) -> str:
@@ -286,14 +297,14 @@ class _Paint:
 
 def _label(diagnosis: Diagnosis) -> str:
     state = "" if diagnosis.state == "active" else f", {diagnosis.state}"
-    return f"{diagnosis.severity}[{shorten(diagnosis.rule)}]{state}"
+    return f"{diagnosis.severity}[{shorten(diagnosis.rule, _LONG_SUBJECT)}]{state}"
 
 
 def _where(diagnosis: Diagnosis) -> str:
     first, last = diagnosis.step, diagnosis.last_step
     steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
     epoch = f"epoch {diagnosis.epoch + 1:,}"
-    return f"{shorten(diagnosis.subject)}, {steps}, {epoch if first == last else 'since ' + epoch}"
+    return f"{shorten(diagnosis.subject, _LONG_WORD)}, {steps}, {epoch if first == last else 'since ' + epoch}"
 
 
 def _brief(diagnosis: Diagnosis) -> str:
@@ -314,15 +325,15 @@ def _watched(report: Report) -> str:
         f"{count(report.layers, 'layer')} at {count(report.sites, 'call site')}, "
         f"{count(report.samples, 'sample')} in {count(report.steps, 'step')}, {count(report.evaluations, 'evaluation')}"
     )
-    return text if report.complete else f"{text}; the record ends without a closing report: the run goes on or was cut off"
+    return text if report.complete else f"{text}; no closing report: the run goes on or was cut off"
 
 
 def _allowance(diagnosis: Diagnosis) -> str:
     subject = diagnosis.subject
-    if len(subject) > _LONG_SUBJECT:
-        subject = subject[:_LONG_SUBJECT] + "*"
+    # what the subject is called must match itself as a pattern
+    subject = re.sub(r"([*?\[])", r"[\1]", subject[:_LONG_SUBJECT]) + "*" * (len(subject) > _LONG_SUBJECT)
     key = diagnosis.rule if subject == "model" else f"{diagnosis.rule}:{subject}"
-    return f'{{{clean(json.dumps(key[:_LONG_WORD], ensure_ascii=False))}: "why"}}'
+    return f'{{{clean(json.dumps(key, ensure_ascii=False))}: "why"}}'
 
 
 def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
@@ -338,22 +349,39 @@ def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     """Return aligned lines; a column of numbers is right-aligned."""
-    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in table.rows[:_ROWS]]
+    columns = [_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)]
+    rows = list(zip(*columns, strict=False))
     cells = [[shorten(cell, _LONG_SUBJECT) for cell in row] for row in ([*table.columns], *rows)]
-    columns = min(len(row) for row in cells)
-    widths = [max(len(row[n]) for row in cells) for n in range(columns)]
-    right = [bool(table.rows) and all(not isinstance(row[n], str) for row in table.rows) for n in range(columns)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=False)]
+    right = [bool(table.rows) and not any(isinstance(row[n], str) for row in table.rows) for n in range(len(widths))]
     lines = [
-        "  ".join(row[n].rjust(widths[n]) if right[n] else row[n].ljust(widths[n]) for n in range(columns)).rstrip()
+        "  ".join(
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, right, strict=False)
+        ).rstrip()
         for row in cells
     ]
     return lines + ([f"and {len(table.rows) - _ROWS:,} more"] if len(table.rows) > _ROWS else [])
 
 
+def _column(cells: Sequence[str | float]) -> list[str]:
+    """Return cells as text, the numbers to the same few decimals where they are of about the same size."""
+    sizes = [abs(cell) for cell in cells if not isinstance(cell, str) and cell]
+    fractions = any(size != round(size) for size in sizes if math.isfinite(size))
+    if not fractions or not 1e-3 < min(sizes) <= max(sizes) < min(1e3, 1e3 * min(sizes)):  # noqa: PLR2004
+        return [cell if isinstance(cell, str) else number(cell) for cell in cells]
+    decimals = 2 - math.floor(math.log10(max(sizes)))
+    return [cell if isinstance(cell, str) else f"{cell:.{decimals}f}" for cell in cells]
+
+
 def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
-    names = {shorten(name): quantity(measured) for name, measured in evidence.items()}
-    width = max(map(len, names), default=0)
-    return [f"{name.ljust(width)}  {value}" for name, value in names.items()]
+    pairs = [(_spoken(name), quantity(measured)) for name, measured in evidence.items()]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def _spoken(name: str) -> str:
+    return shorten(name.replace("_", " "), _LONG_SUBJECT)
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------
@@ -371,10 +399,10 @@ def diagnosis_markdown(
         f"at {_markdown_where(diagnosis)}",
     ]
     if diagnosis.table is not None:
-        rows = [[c if isinstance(c, str) else number(c) for c in row] for row in diagnosis.table.rows[:_ROWS]]
-        blocks.append(_markdown_table(diagnosis.table.columns, rows))
+        columns = [_column(cells) for cells in zip(*diagnosis.table.rows[:_ROWS], strict=False)]
+        blocks.append(_markdown_table(diagnosis.table.columns, list(zip(*columns, strict=True))))
     if diagnosis.evidence:
-        pairs = [[name, quantity(measured)] for name, measured in diagnosis.evidence.items()]
+        pairs = [[_spoken(name), quantity(measured)] for name, measured in diagnosis.evidence.items()]
         blocks.append(_markdown_table(("measured", "value"), pairs))
     items = [f"- note: {markdown_text(note)}" for note in diagnosis.notes]
     items += [f"- **help: {markdown_text(text)}**" for text in diagnosis.helps]
@@ -395,8 +423,7 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
     blocks = [f"{'#' * level} bnwatch: {_markdown_code(report.run)}"]
     blocks.append(("" if headlines else "no diagnosis: ") + _watched(report))
     blocks += [
-        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1)
-        for headline in headlines
+        diagnosis_markdown(headline.diagnosis, consequences=headline.below(), level=level + 1) for headline in headlines
     ]
     items = [f"- {markdown_text(_brief(d))}" for d in report.diagnoses if d.state != "active"]
     items += [f"- {markdown_text(line)}" for line in _blind(report.skipped)]
@@ -406,7 +433,8 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
 
 
 def _markdown_where(diagnosis: Diagnosis) -> str:
-    return f"{_markdown_code(diagnosis.subject)}{_where(diagnosis)[len(shorten(diagnosis.subject)) :]}"
+    subject = shorten(diagnosis.subject, _LONG_WORD)
+    return f"{_markdown_code(subject)}{_where(diagnosis)[len(subject) :]}"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,9 @@ in which they differ most, and its statistics at each site.
 
 WINDOW = 16
 """Samples that windowed signals look back on: enough for a variance, short against the drift of the parameters."""
+
+DOMINANT = 1e6
+"""Ratio of a sum that leaves a window to the rest of it beyond which the rest is added up anew."""
 
 HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
@@ -241,7 +244,7 @@ class Signals:
         self.specs.update({spec.path: spec for spec in attachment.layers})
 
     def observe(self, snapshot: StepSnapshot) -> SignalTable:
-        """Turn a snapshot into the next table."""
+        """Turn a snapshot into the next table; an accuracy that is no share counts as unknown."""
         if self._history is None:
             self._history = _History()
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
@@ -251,7 +254,10 @@ class Signals:
         return table
 
     def evaluate(self, record: EvaluationRecord) -> None:
-        """Take an evaluation."""
+        """Take an evaluation; an accuracy that is no share counts as unknown."""
+        known = _share(record.accuracy), _share(record.train_accuracy)
+        if known != (record.accuracy, record.train_accuracy):
+            record = replace(record, accuracy=known[0], train_accuracy=known[1])
         self.evaluations.append(record)
         self.evaluated += 1
 
@@ -280,6 +286,10 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def _share(accuracy: float | None) -> float | None:
+    return accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
 def gap(evaluation: EvaluationRecord) -> tuple[float, float] | None:
@@ -319,7 +329,7 @@ class _History:
             sites=tuple(call.site for call in calls),
             values=values,
             shared=shared,
-            accuracy=snapshot.accuracy,
+            accuracy=_share(snapshot.accuracy),
             loss=snapshot.loss,
             examples=snapshot.examples,
         )
@@ -462,7 +472,7 @@ class _SiteGroup:
         apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
         apart[0] /= pooled
         channels = np.diff(np.append(self._starts, len(pooled)))
-        ratio = np.max([self._total(between) / self._total(within) for between, within in tests], axis=0)
+        ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
         distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
         worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
@@ -483,4 +493,9 @@ class _SiteGroup:
         if len(self._window) > WINDOW:
             oldest = self._window.popleft()
             self._sum -= oldest
-            self._squares -= np.einsum("qsc,qsc->qc", oldest, oldest)
+            gone = np.einsum("qsc,qsc->qc", oldest, oldest)
+            self._squares -= gone
+            # What is left of a sum after something far larger is taken out of it is rounding
+            if (gone > DOMINANT * self._squares).any():
+                kept = np.stack(self._window)
+                self._sum, self._squares = kept.sum(axis=0), np.einsum("wqsc,wqsc->qc", kept, kept)

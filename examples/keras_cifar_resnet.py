@@ -17,7 +17,7 @@ from bnwatch.keras import BatchNormWatch
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def residual_net(options: argparse.Namespace) -> Any:
@@ -59,10 +59,9 @@ class Progress(keras.callbacks.Callback):
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the command line says and return the exit status."""
-    downloads = {"cifar10": keras.datasets.cifar10.load_data, "mnist": keras.datasets.mnist.load_data}
-    parser = data.parser(__doc__, downloads, epochs=5, batch=32)
+def options(downloads: Mapping[str, data.Download]) -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser: argparse.ArgumentParser = data.parser(__doc__, downloads, epochs=5, batch=32)
     parser.add_argument("--no-bn", action="store_true", help="without batch normalization")
     parser.add_argument("--axis", type=int, choices=[1, 3, -1], default=-1, help="of batch normalization")
     parser.add_argument("--symmetric-input", action="store_true", help="inputs from -1 to 1 instead of 0 to 1")
@@ -74,30 +73,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what leads to the classifier: Flatten as posted, or global average pooling, batch normalization in front "
         "of its ReLU, or a leaky ReLU, which all help; default: %(default)s",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says and return the exit status."""
+    downloads = {"cifar10": keras.datasets.cifar10.load_data, "mnist": keras.datasets.mnist.load_data}
+    parser = options(downloads)
+    chosen = parser.parse_args(arguments)
     try:
-        images = data.load(options.data, (32, 32, 3), downloads, limit=options.limit)
+        images = data.load(chosen.data, (32, 32, 3), downloads, limit=chosen.limit)
     except data.DataError as error:
         parser.error(str(error))
 
     def scaled(x: data.Images) -> Any:
         x = x.astype(np.float32) / 256
-        return x * 2 - 1 if options.symmetric_input else x
+        return x * 2 - 1 if chosen.symmetric_input else x
 
     def one_hot(y: data.Labels) -> Any:
         return keras.utils.to_categorical(y, 10)
 
-    keras.utils.set_random_seed(options.seed)
-    model = residual_net(options)
+    keras.utils.set_random_seed(chosen.seed)
+    model = residual_net(chosen)
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     model.fit(
         scaled(images.x_train),
         one_hot(images.y_train),
         validation_data=(scaled(images.x_test), one_hot(images.y_test)),
-        batch_size=options.batch,
-        epochs=options.epochs,
+        batch_size=chosen.batch,
+        epochs=chosen.epochs,
         verbose=0,
-        callbacks=[Progress()] if options.no_watch else [Progress(), BatchNormWatch(options.log_dir)],
+        callbacks=[Progress()] if chosen.no_watch else [Progress(), BatchNormWatch(chosen.log_dir)],
     )
     return 0
 

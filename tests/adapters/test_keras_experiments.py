@@ -124,8 +124,7 @@ def test_everything_is_restored_when_the_experiment_raises(trained):
     lab = KerasLaboratory(model, {"training": Given((x, y), "training", 32)})
     before = state(model)
     with pytest.raises(ZeroDivisionError), lab.population(lab.examples("training", 64)):
-        assert state(model) != before
-        raise ZeroDivisionError
+        _ = state(model) == before or 1 / 0
     assert state(model) == before
 
 

@@ -23,12 +23,14 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-from bnwatch.evidence import Cells, LayerLook, Look, Split, Statistics
+from bnwatch.evidence import LayerLook, Look, Split, Statistics
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from bnwatch.evidence import Cells
 
 PLUGIN = "bnwatch"
 STATS = "bnwatch/stats/"

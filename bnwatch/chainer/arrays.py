@@ -1,0 +1,76 @@
+"""Arrays from any device, brought to the host together: one concatenation and one copy a device."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from chainer import backend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def array_of(value: Any) -> Any:
+    """Return the array of a Variable, or the value itself, so that no computational graph is kept alive."""
+    return getattr(value, "array", value)
+
+
+def to_host(arrays: Sequence[Any]) -> list[NDArray[Any]]:
+    """Return copies on the host, in the same order, each of its own type and shape."""
+    host: list[Any] = [None] * len(arrays)
+    devices: dict[str, list[int]] = {}
+    for index, array in enumerate(arrays):
+        if isinstance(array, np.ndarray | np.generic | int | float):
+            host[index] = np.array(array)
+        else:
+            devices.setdefault(backend.get_device_from_array(array).name, []).append(index)
+    for indices in devices.values():
+        group = [arrays[i] for i in indices]
+        device = backend.get_device_from_array(group[0])
+        if device.xp is np:  # iDeep's arrays live on the host
+            flat = [np.array(array).ravel() for array in group]
+            together = np.concatenate(flat)
+        else:
+            with device.create_context():
+                together = backend.CpuDevice().send(device.xp.concatenate([array.ravel() for array in group]))
+        start = 0
+        for i, array in zip(indices, group, strict=True):
+            part = together[start : start + array.size]
+            host[i] = part.reshape(array.shape).astype(array.dtype)
+            start += array.size
+    return host
+
+
+def to_float(value: Any) -> float:
+    """Return a number, a Variable or an array (its mean) as a float."""
+    return float(np.mean(to_host([array_of(value)])[0]))
+
+
+class Average:
+    """A mean over steps. Values are kept as they are given and read together, so that no device waits for them."""
+
+    def __init__(self) -> None:
+        self._pending: list[Any] = []
+        self._total = 0.0
+        self._count = 0
+
+    def add(self, value: Any) -> None:
+        """Take in one value; None is none."""
+        if value is not None:
+            self._pending.append(array_of(value))
+
+    def read(self) -> float | None:
+        """Return the mean so far; None without values. Waits for the device."""
+        if self._pending:
+            self._total += sum(float(np.mean(array)) for array in to_host(self._pending))
+            self._count += len(self._pending)
+            self._pending = []
+        return self._total / self._count if self._count else None
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._pending, self._total, self._count = [], 0.0, 0

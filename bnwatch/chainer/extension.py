@@ -1,0 +1,169 @@
+"""Watch a `chainer.training.Trainer`."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+from chainer.training import extension
+
+from bnwatch.chainer.evaluators import Evaluators
+from bnwatch.chainer.session import Session
+from bnwatch.watch import Watch
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Hashable, Mapping
+    from types import TracebackType
+
+    from bnwatch.diagnosis import Diagnosis, Report, Skipped
+    from bnwatch.watch import OnDiagnosis
+
+
+class _TrainerClock:
+    """Tells calls of the update from those of extensions, without touching the updater.
+
+    ``updater.iteration`` rises at the end of an update, and ``trainer.observation`` is a new dictionary in each
+    iteration: a call belongs to the update of iteration n if it was made while the count stood at n - 1, and not by an
+    extension that ran after the watch.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._closed: Any = None
+
+    def now(self) -> Hashable | None:
+        trainer = self._trainer
+        return None if trainer.observation is self._closed else trainer.updater.iteration
+
+    def close(self) -> None:
+        self._closed = self._trainer.observation
+
+
+class BatchNormWatch(extension.Extension):  # type: ignore[misc]
+    """Watch the batch normalization of everything that a Trainer trains.
+
+        trainer.extend(BatchNormWatch("runs/a"))
+
+    It is called in every iteration, after evaluators and before `LogReport`, and decides itself which steps to sample:
+    set ``every``, not a trigger. ``log_dir`` is relative to the working directory, not to the Trainer's ``out``.
+
+    Args:
+        log_dir: directory for TensorBoard event files; None writes none.
+        every: sampling interval in iterations; the first ones are sampled densely.
+        probe: ``(x, y)``: examples for the experiments where none can be had without asking.
+        allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
+        on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
+        experiments: ``"auto"`` or False.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+
+    priority = extension.PRIORITY_EDITOR
+    default_name = "BatchNormWatch"
+
+    @staticmethod
+    def trigger(_trainer: Any) -> bool:
+        """Fire in every iteration. `(1, "iteration")` would leave a key in snapshots and miss it in older ones."""
+        return True
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None,
+        *,
+        every: int = 50,
+        probe: tuple[Any, Any] | None = None,
+        allow: Mapping[str, str] | None = None,
+        on_diagnosis: OnDiagnosis = "warn",
+        experiments: Literal["auto"] | bool = "auto",
+    ) -> None:
+        self._watch = Watch(
+            log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
+        )
+        self._session: Session | None = None
+        self._clock: _TrainerClock | None = None
+        self._evaluators: Evaluators | None = None
+        self._failed = False
+
+    def initialize(self, trainer: Any) -> None:
+        """Begin to watch, when the Trainer starts or goes on after a snapshot."""
+        with self._watch.guard("starting"):
+            self._clock = _TrainerClock(trainer)
+            self._evaluators = Evaluators(trainer)
+            session = Session(self._watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
+            session.evaluation_source = self._evaluators.examples
+            self._session = session
+            session.start()
+
+    def __call__(self, trainer: Any) -> None:
+        """End an iteration."""
+        session = self._session
+        if session is None or self._clock is None or self._evaluators is None:
+            return
+        if not self._watch.enabled:
+            session.tap.leave()
+            return
+        with self._watch.guard("ending an iteration"):
+            self._end_iteration(trainer, session, self._clock, self._evaluators)
+
+    @staticmethod
+    def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
+        step = trainer.updater.iteration
+        calls = [call for call, _ in session.tap.take()]
+        clock.close()
+        report = evaluators.report(trainer.observation)
+        session.accuracy.add(report.train_accuracy)
+        session.loss.add(report.train_loss)
+        session.end_step([call for call in calls if call.when == step - 1], step, _epoch(trainer.updater))
+        if report.evaluated:
+            outside = [call for call in calls if call.when == step]
+            session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+
+    def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
+        """Remember that training was cut off: no last experiment."""
+        self._failed = True
+
+    def finalize(self) -> None:
+        """Conclude: the last experiment unless training was cut off, and the summary."""
+        session, self._session = self._session, None
+        cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
+        try:
+            with self._watch.guard("ending the training"):
+                if session is not None:
+                    session.finish(complete=not cut_off and self._watch.enabled)
+        finally:
+            self._watch.close()
+
+    def serialize(self, serializer: Any) -> None:
+        """Write nothing into snapshots and read nothing: they load with and without the watch."""
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self._watch.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self._watch.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        return self._watch.report()
+
+
+def _targets(trainer: Any) -> dict[str, Any]:
+    """Return what is trained: one model without a name, several by the names of their optimizers."""
+    found: dict[str, Any] = {}
+    for name, optimizer in trainer.updater.get_all_optimizers().items():
+        if all(optimizer.target is not model for model in found.values()):
+            found[name] = optimizer.target
+    return {"": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _epoch(updater: Any) -> int:
+    """Return the epoch that the last iteration belonged to, from 0."""
+    epoch = int(getattr(updater, "epoch", 0))
+    return epoch - 1 if epoch and getattr(updater, "is_new_epoch", False) else epoch

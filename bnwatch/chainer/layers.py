@@ -1,0 +1,142 @@
+"""The batch-normalization links of a model, found again by the identity of their running mean."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import chainer
+from chainer import links as L  # noqa: N812 - the name that all Chainer code uses
+
+from bnwatch.chainer.arrays import to_host
+from bnwatch.records import LayerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(slots=True)
+class Layer:
+    """A watched link.
+
+    Attributes:
+        path: unique name in the model.
+        link: the link.
+        initial: mean and variance that the running statistics started from; None when they had moved before.
+        updates: how often the running statistics were updated since the watch was attached.
+    """
+
+    path: str
+    link: Any
+    initial: tuple[float, float] | None
+    updates: int = 0
+
+    @property
+    def known_updates(self) -> int | None:
+        """Return the updates since the initial values; None when unknown, and for statistics made by finetuning."""
+        return self.updates if self.initial is not None and not self.link.N else None
+
+    def spec(self) -> LayerSpec:
+        """Return the layer as it is built now."""
+        link = self.link
+        return LayerSpec(
+            path=self.path,
+            kind=type(link).__name__,
+            channels=0 if link.avg_mean is None else int(link.avg_mean.size),
+            epsilon=float(link.eps),
+            decay=float(link.decay),
+            bessel_corrected=True,
+            trainable=_trainable(link),
+            axis=None if link.axis is None else tuple(link.axis),
+            initial=self.initial or (0.0, 1.0),
+        )
+
+
+@dataclass(slots=True)
+class Layers:
+    """Every batch-normalization link of the watched models, each once.
+
+    Attributes:
+        models: the models by name; the name is a prefix of the paths, none for ``""``.
+        watched: the links that are watched, in the order of their definition.
+        unsupported: links that normalize by running statistics in another way, with the reason.
+    """
+
+    models: Mapping[str, Any]
+    watched: list[Layer] = field(default_factory=list)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    _by_array: dict[int, int] = field(default_factory=dict)
+    _foreign: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the links."""
+        seen: set[int] = set()
+        for path, link in self.named():
+            if id(link) in seen:
+                continue
+            seen.add(id(link))
+            if isinstance(link, L.BatchNormalization):
+                self.watched.append(Layer(path, link, _initial(link)))
+            elif "avg_mean" in getattr(link, "_persistent", ()):
+                self.unsupported[path] = f"{type(link).__name__} keeps its batch statistics to itself"
+
+    def named(self) -> Iterator[tuple[str, Any]]:
+        """Yield every link of every model with its path."""
+        for name, model in self.models.items():
+            for path, link in model.namedlinks():
+                yield f"{name}{path}".strip("/") or type(link).__name__, link
+
+    @property
+    def links(self) -> list[Any]:
+        """Return the watched links."""
+        return [layer.link for layer in self.watched]
+
+    def refresh(self) -> None:
+        """Forget which arrays are of other models: what changes hands is seen at the next sampled step."""
+        self._foreign.clear()
+        if len(self._by_array) > 4 * len(self.watched):
+            self._by_array.clear()
+
+    def find(self, running_mean: Any) -> int | None:
+        """Return the index of the layer that this array is the running mean of; None for a layer of another model."""
+        key = id(running_mean)
+        index = self._by_array.get(key)
+        if index is not None and self.watched[index].link.avg_mean is running_mean:
+            return index
+        if key in self._foreign:
+            return None
+        for number, layer in enumerate(self.watched):  # to_gpu, a lazy initialization or loading made a new array
+            if layer.link.avg_mean is running_mean:
+                self._by_array[key] = number
+                return number
+        self._foreign[key] = running_mean  # held, so that nothing else can take its identity
+        return None
+
+
+def _initial(link: Any) -> tuple[float, float] | None:
+    """Return the values that running statistics hold which were never updated; None for others.
+
+    Initial values are the same in all channels. One channel alone says nothing by that: it counts only at 0 and 1.
+    """
+    if link.avg_mean is None:
+        return _constant(link._initial_avg_mean, 0.0), _constant(link._initial_avg_var, 1.0)  # noqa: SLF001
+    mean, var = (array.ravel() for array in to_host([link.avg_mean, link.avg_var]))
+    if link.N or not mean.size or (mean != mean[0]).any() or (var != var[0]).any():
+        return None
+    values = float(mean[0]), float(var[0])
+    return values if mean.size > 1 or values == (0.0, 1.0) else None
+
+
+def _constant(value: Any, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _trainable(link: Any) -> bool:
+    rules = [parameter.update_rule for parameter in link.params(include_uninit=True)]
+    return not rules or any(rule is None or rule.enabled for rule in rules)
+
+
+def framework() -> str:
+    """Return the framework's name and version for the record."""
+    return f"chainer {chainer.__version__}"

@@ -1,0 +1,171 @@
+"""A look through a network that exists only while it runs: every function's output, in the order of execution."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import chainer
+import numpy as np
+from chainer import functions as F  # noqa: N812 - the name that all Chainer code uses
+from chainer.functions.activation.sigmoid import Sigmoid
+
+from bnwatch.chainer.arrays import array_of, to_host
+from bnwatch.chainer.tap import SCORED, function_type
+from bnwatch.evidence import LayerLook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bnwatch.evidence import Examples
+
+_MOST_VALUES = 4_000_000
+_ARRANGING = frozenset({"Reshape", "Transpose", "Cast", "ExpandDims", "Squeeze", "Swapaxes", "Copy", "Identity"})
+"""Functions that only arrange what another one computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One output: of the ``call``-th call of a link, or of a function that followed it."""
+
+    link: Any
+    path: str
+    call: int
+    function: str
+    look: LayerLook
+
+
+class _Observer:
+    """What the two hooks share: which links are on their way, and every output so far."""
+
+    def __init__(self, paths: Mapping[int, str], examples: int) -> None:
+        self.seen: list[_Seen] = []
+        self.last: type | None = None
+        self._paths, self._examples = paths, examples
+        self._open: list[Any] = []
+        self._calls: Counter[str] = Counter()
+        self._behind = ("", 0)
+
+    def enter(self, link: Any) -> None:
+        self._open.append(link)
+
+    def leave(self, link: Any, output: Any) -> None:
+        self._open.pop()
+        path = self._paths.get(id(link), "")
+        if path and _is_leaf(link) and not any(map(_is_leaf, self._open)):
+            self._behind = path, self._calls[path]
+            self._calls[path] += 1
+            self._look(link, "", type(link).__name__, array_of(output))
+
+    def function(self, kind: type, output: Any) -> None:
+        if kind in SCORED:
+            return
+        self.last = kind
+        if kind.__name__ not in _ARRANGING and not any(map(_is_leaf, self._open)):
+            self._look(None, kind.__name__, kind.__name__, output)
+
+    def _look(self, link: Any, function: str, kind: str, output: Any) -> None:
+        if not isinstance(output, chainer.get_array_types()) or output is None:
+            return
+        if output.ndim < 2 or len(output) != self._examples or output.dtype.kind != "f":  # noqa: PLR2004
+            return
+        rows = max(2, min(len(output), _MOST_VALUES * len(output) // max(1, output.size)))
+        look = LayerLook.of("", kind, to_host([output[:rows]])[0])
+        self.seen.append(_Seen(link, *self._behind, function, look))
+
+    def looks(self, gradients: Mapping[int, float]) -> tuple[LayerLook, ...]:
+        """Return the looks, each under a name of its own that is the same at the next look."""
+        named: Counter[str] = Counter()
+        looks = []
+        for seen in self.seen:
+            site = f"{seen.path}#{seen.call}" if self._calls[seen.path] > 1 else seen.path
+            name = " -> ".join(part for part in (site, seen.function) if part)
+            named[name] += 1
+            path = name if named[name] == 1 else f"{name} ({named[name]})"
+            looks.append(replace(seen.look, path=path, gradient=gradients.get(id(seen.link))))
+        return tuple(looks)
+
+    @property
+    def links(self) -> list[Any]:
+        """Return the links that were called, each once."""
+        return list({id(seen.link): seen.link for seen in self.seen if seen.link is not None}.values())
+
+
+class _LinkHook(chainer.LinkHook):  # type: ignore[misc]
+    name = "bnwatch-look"
+
+    def __init__(self, observer: _Observer) -> None:
+        self._observer = observer
+
+    def forward_preprocess(self, args: Any) -> None:
+        self._observer.enter(args.link)
+
+    def forward_postprocess(self, args: Any) -> None:
+        self._observer.leave(args.link, args.out)
+
+
+class _FunctionHook(chainer.FunctionHook):  # type: ignore[misc]
+    name = "bnwatch-look"
+
+    def __init__(self, observer: _Observer) -> None:
+        self._observer = observer
+
+    def forward_preprocess(self, node: Any, _inputs: Any) -> None:
+        """Put an observer around the function: a hook is not shown its outputs."""
+        forward = node.forward
+
+        def observed(inputs: Any) -> Any:
+            del node.forward
+            outputs = forward(inputs)
+            self._observer.function(function_type(node), outputs[0])
+            return outputs
+
+        node.forward = observed
+
+
+def look_through(paths: Mapping[int, str], batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
+    """Run one batch and return a look at every output that has a row for each example."""
+    observer = _Observer(paths, len(batch.labels))
+    with chainer.using_config("enable_backprop", gradients):
+        with _LinkHook(observer), _FunctionHook(observer):
+            returned = batch.inputs()
+        measured = _gradients(observer, returned, batch) if gradients else {}
+    return observer.looks(measured)
+
+
+def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int, float]:
+    """Return the largest absolute gradient of each link's own parameters, by the identity of the link."""
+    loss = _loss(returned, batch, probabilities=observer.last is Sigmoid)
+    if loss is None:
+        return {}
+    own = [(id(link), parameter) for link in observer.links for parameter in link.params(include_uninit=False)]
+    if not own:
+        return {}
+    found = chainer.grad([loss], [parameter for _, parameter in own])
+    largest: dict[int, float] = {}
+    for (link, _), gradient in zip(own, found, strict=True):
+        if gradient is not None and gradient.array.size:
+            value = float(to_host([abs(gradient.array).max()])[0])
+            largest[link] = float(np.maximum(largest.get(link, 0.0), value))
+    return largest
+
+
+def _loss(returned: Any, batch: Examples, *, probabilities: bool) -> Any:
+    """Return the loss to differentiate: the model's own where it returns one, else the cross-entropy of its scores."""
+    if not isinstance(returned, chainer.Variable) or returned.dtype.kind != "f":
+        return None
+    if returned.ndim == 0 or len(returned) != len(batch.labels):
+        return returned if returned.size == 1 else None
+    labels = returned.xp.asarray(batch.labels.astype(np.int32))
+    loss: Callable[[Any, Any], Any]
+    if returned.size > len(batch.labels):
+        loss = F.softmax_cross_entropy
+    else:
+        loss, returned = F.sigmoid_cross_entropy, returned.reshape(-1)
+    return F.sum(returned) if probabilities else loss(returned, labels)
+
+
+def _is_leaf(link: Any) -> bool:
+    return next(link.children(), None) is None

@@ -1,0 +1,172 @@
+"""Watch a hand-written training loop."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Literal
+
+import chainer
+
+from bnwatch.chainer.session import Session
+from bnwatch.watch import Watch
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Hashable, Mapping
+    from types import TracebackType
+
+    from bnwatch.diagnosis import Diagnosis, Report, Skipped
+    from bnwatch.watch import OnDiagnosis
+
+_numbers = itertools.count()
+
+
+class _LoopClock:
+    """A forward pass that is not to be differentiated belongs to no update."""
+
+    @staticmethod
+    def now() -> Hashable | None:
+        config = chainer.config
+        return 0 if config.enable_backprop or config._will_recompute else None  # noqa: SLF001
+
+
+class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
+    """Watch the batch normalization of ``model`` during a hand-written loop.
+
+        with bnwatch.chainer.watch(model, "runs/a") as watch:
+            for x, t in batches:
+                ...forward, backward, update...
+                watch.step(accuracy=accuracy, loss=loss)
+            with chainer.using_config("train", False), chainer.no_backprop_mode():
+                ...
+            watch.evaluation(accuracy=accuracy, examples=10000)
+
+    Which forward passes are training and which are evaluation: a call that was differentiated (or made in `F.forget`)
+    is training. Calls with batch statistics that nothing differentiated between the last step and `evaluation` are the
+    evaluation's, made in training mode.
+
+    Args:
+        model: the link that is trained.
+        log_dir: directory for TensorBoard event files; None writes none.
+        optimizer: with it, a step ends by itself after ``optimizer.update()``, and `step` only adds values.
+        every: sampling interval in training steps; the first steps are sampled densely.
+        probe: ``(x, y)``: examples for the experiments where none can be had without asking.
+        allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
+        on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
+        experiments: ``"auto"`` or False.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        log_dir: str | os.PathLike[str] | None,
+        *,
+        optimizer: Any = None,
+        every: int = 50,
+        probe: tuple[Any, Any] | None = None,
+        allow: Mapping[str, str] | None = None,
+        on_diagnosis: OnDiagnosis = "warn",
+        experiments: Literal["auto"] | bool = "auto",
+    ) -> None:
+        if not isinstance(model, chainer.Link):
+            msg = f"model must be a chainer.Link, got {type(model).__name__}"
+            raise ValueError(msg)  # noqa: TRY004 - one kind of error for every bad argument
+        if optimizer is not None and getattr(optimizer, "target", None) is None:
+            msg = "optimizer must be set up: call optimizer.setup(model) before"
+            raise ValueError(msg)
+        self._watch = Watch(
+            log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
+        )
+        self._model, self._optimizer = model, optimizer
+        self._hook = f"bnwatch-{next(_numbers)}"
+        self._session: Session | None = None
+
+    def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
+        """Begin to watch."""
+        with self._watch.guard("starting"):
+            self._session = session = Session(self._watch, {"": self._model}, _LoopClock())
+            session.tap.watch_backward()
+            session.start()
+            if self._optimizer is not None:
+                self._optimizer.add_hook(self._updated, name=self._hook, timing="post")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Conclude: the last experiment unless the loop was cut off, and the summary."""
+        session, self._session = self._session, None
+        try:
+            with self._watch.guard("ending the training"):
+                if self._optimizer is not None and session is not None:
+                    self._optimizer.remove_hook(self._hook)
+            with self._watch.guard("ending the training"):
+                if session is not None:
+                    session.finish(complete=error is None and self._watch.enabled)
+        finally:
+            self._watch.close()
+
+    def step(self, *, accuracy: Any = None, loss: Any = None) -> None:
+        """End a training step, after the update; with an ``optimizer``, add the values of the step that has ended.
+
+        Accuracy and loss are numbers, arrays or Variables; on a device they are read on sampled steps only.
+        """
+        session = self._active()
+        if session is None:
+            return
+        with self._watch.guard("ending a step"):
+            session.accuracy.add(accuracy)
+            session.loss.add(loss)
+            if self._optimizer is None:
+                self._end_step(session)
+
+    def evaluation(self, *, accuracy: Any = None, loss: Any = None, examples: int = 0) -> None:
+        """Record an evaluation, after its last forward pass; the epoch ends with it."""
+        session = self._active()
+        if session is None:
+            return
+        with self._watch.guard("recording an evaluation"):
+            calls = [call for call, differentiated in session.tap.take() if not differentiated]
+            session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
+            session.epoch += 1
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self._watch.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self._watch.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        return self._watch.report()
+
+    def _active(self) -> Session | None:
+        if self._session is None and self._watch.enabled:
+            msg = "use it as `with bnwatch.chainer.watch(model, log_dir) as watch:` around the training loop"
+            raise RuntimeError(msg)
+        if not self._watch.enabled and self._session is not None:
+            self._session.tap.leave()
+        return self._session if self._watch.enabled else None
+
+    def _updated(self, optimizer: Any) -> None:
+        session = self._session
+        if session is None or not self._watch.enabled:
+            return
+        with self._watch.guard("ending a step"):
+            target = optimizer.target
+            session.accuracy.add(getattr(target, "accuracy", None))
+            session.loss.add(getattr(target, "loss", None))
+            self._end_step(session)
+
+    @staticmethod
+    def _end_step(session: Session) -> None:
+        taken = [(call, differentiated) for call, differentiated in session.tap.take() if call.when is not None]
+        if any(differentiated for _, differentiated in taken):
+            taken = [(call, differentiated) for call, differentiated in taken if differentiated]
+        session.end_step([call for call, _ in taken], session.step + 1, session.epoch)

@@ -1,0 +1,124 @@
+"""Calling the user's model without a trace: what experiments run inside."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+import random
+import warnings
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import chainer
+import numpy as np
+from chainer import backend
+from chainer import reporter as reporting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@contextmanager
+def undisturbed(models: Sequence[Any]) -> Iterator[None]:
+    """Take back all that a forward pass leaves behind, also when it raises.
+
+    Attributes of links (a classifier's ``y``, a recurrent state), persistent arrays in place, the state of Python's
+    and NumPy's random generators, reported values, configuration. Hooks of the user see nothing of it. Random numbers
+    on a device are not drawn, as dropout is off.
+    """
+    links = [link for model in models for link in model.links()]
+    with ExitStack() as stack:
+        stack.enter_context(_random_state())
+        stack.enter_context(_links(links))
+        stack.enter_context(_without(chainer.get_function_hooks()))
+        stack.enter_context(_without(chainer._get_link_hooks()))  # noqa: SLF001 - there is no public name
+        stack.enter_context(_silent_reports())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name, value in _CONFIG.items():
+            stack.enter_context(chainer.using_config(name, value))
+        yield
+
+
+_CONFIG = {"train": False, "use_static_graph": False, "in_recomputing": False, "_will_recompute": False}
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that Chainer draws from
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _links(links: Sequence[Any]) -> Iterator[None]:
+    attributes = [(link, dict(vars(link))) for link in links]
+    arrays = [
+        (array, array.copy())
+        for link in links
+        for name in link._persistent  # noqa: SLF001
+        if isinstance(array := vars(link).get(name), chainer.get_array_types()) and array is not None
+    ]
+    try:
+        yield
+    finally:
+        for link, values in attributes:
+            vars(link).clear()
+            vars(link).update(values)
+        for array, copy in arrays:  # in place: a function hook knows a layer by its array
+            backend.copyto(array, copy)
+
+
+@contextmanager
+def _without(hooks: dict[str, Any]) -> Iterator[None]:
+    saved = dict(hooks)
+    hooks.clear()
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(saved)
+
+
+@contextmanager
+def _silent_reports() -> Iterator[None]:
+    reporters = reporting._get_reporters()  # noqa: SLF001 - the public function fails where there is none
+    saved = list(reporters)
+    reporters.clear()
+    try:
+        yield
+    finally:
+        reporters[:] = saved
+
+
+@contextmanager
+def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterator[None]:
+    """Let batch normalization, and nothing else, run in training mode; call it inside `undisturbed`.
+
+    Running statistics stay as they are, by Chainer's own switch for recomputation. With ``estimate`` they become the
+    plain average over the calls made inside, which is Chainer's finetuning, until `undisturbed` takes them back.
+    """
+    saved = [(link, vars(link).get("forward")) for link in links]
+    try:
+        for link in links:
+            if estimate:
+                link.start_finetuning()
+            elif isinstance(link, chainer.links.BatchRenormalization):  # what it reads when it recomputes
+                link._prev_avg_mean, link._prev_avg_var = link.avg_mean, link.avg_var  # noqa: SLF001
+            vars(link)["forward"] = _training_forward(link.forward, estimate=estimate)
+        yield
+    finally:
+        for link, forward in saved:
+            vars(link).pop("forward", None)
+            if forward is not None:
+                vars(link)["forward"] = forward
+
+
+def _training_forward(forward: Any, *, estimate: bool) -> Any:
+    def training_forward(*args: Any, **kwargs: Any) -> Any:
+        with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
+            return forward(*args, **({**kwargs, "finetune": True} if estimate else kwargs))
+
+    return training_forward

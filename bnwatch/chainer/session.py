@@ -1,0 +1,204 @@
+"""What the extension and the hand-written loop share: one watched training, from its first step to its end."""
+
+# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnwatch.chainer.arrays import Average, to_float, to_host
+from bnwatch.chainer.examples import ForwardPasses
+from bnwatch.chainer.experiments import PROBE_BATCH, ChainerLaboratory, batches_of, within
+from bnwatch.chainer.layers import Layers, framework
+from bnwatch.chainer.tap import Tally, Tap
+from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.records import (
+    Attachment,
+    BatchStatistics,
+    CallRecord,
+    CallSite,
+    EvaluationRecord,
+    RunningStatistics,
+    StepSnapshot,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from bnwatch.chainer.layers import Layer
+    from bnwatch.chainer.tap import Call, Clock
+    from bnwatch.evidence import Examples, Split
+    from bnwatch.watch import Watch
+
+_SHARE = 0.05
+_LEAST_SECONDS = 2.0
+
+
+class Session:
+    """Joins a tap, the examples it keeps and a laboratory to a `Watch`.
+
+    Every public method is called inside ``watch.guard``.
+    """
+
+    def __init__(self, watch: Watch, models: Mapping[str, Any], clock: Clock, *, step: int = 0) -> None:
+        """Begin a session after ``step`` steps."""
+        self.watch, self.step, self.epoch = watch, step, 0
+        self.layers = Layers(models)
+        self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
+        self.tap = Tap(self.layers, clock, self.passes, self._failed)
+        self.lab = ChainerLaboratory(self.layers, self._examples)
+        self.accuracy, self.loss = Average(), Average()
+        self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
+        self._seen_examples = 0
+        self._opened = False
+        self._began = self._evaluated = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to see."""
+        if self.watch.experiments:
+            self.passes.training.renew()
+            if self.evaluation_source is None and self.watch.probe is None:
+                self.passes.evaluation.renew()
+        self.tap.enter()
+        self._prepare()
+
+    def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
+        """End a step whose update made these calls."""
+        self.step, self.epoch = step, epoch
+        self._open(calls)
+        self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
+        self.passes.end_step([call.layer for call in calls])
+        if self.tap.sampled:
+            self._observe(calls)
+        self._prepare()
+
+    def end_evaluation(
+        self,
+        batch_calls: Sequence[Call] = (),
+        *,
+        accuracy: Any = None,
+        loss: Any = None,
+        examples: int = 0,
+    ) -> None:
+        """Record an evaluation during which these calls normalized with batch statistics."""
+        self._open(())
+        self.passes.end_evaluation()
+        tally, self.tap.tally = self.tap.tally, Tally()
+        paths = [self.layers.watched[call.layer].path for call in batch_calls]
+        record = EvaluationRecord(
+            step=self.step,
+            epoch=self.epoch,
+            accuracy=None if accuracy is None else to_float(accuracy),
+            loss=None if loss is None else to_float(loss),
+            examples=int(examples) or tally.examples,
+            train_accuracy=self.accuracy.read(),
+            train_loss=self.loss.read(),
+            train_examples=self._seen_examples,
+            classes=tally.classes,
+            majority=tally.majority,
+            batch_statistics=tuple(dict.fromkeys(paths)),
+        )
+        self.accuracy.clear()
+        self.loss.clear()
+        self._seen_examples = 0
+        self.watch.evaluated(record)
+        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
+        self._evaluated = time.perf_counter()
+        self._prepare()
+        if self.watch.experiments:
+            self.passes.training.renew()
+
+    def finish(self, *, complete: bool) -> None:
+        """End the training; ``complete`` says that it was not cut off."""
+        self.tap.leave()
+        self._open(())
+        if complete:
+            seconds = self._seconds(self._began)
+            self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=True)
+
+    @staticmethod
+    def _seconds(since: float) -> float:
+        return max(_LEAST_SECONDS, _SHARE * (time.perf_counter() - since))
+
+    def _failed(self, error: Exception) -> None:
+        with self.watch.guard("watching a forward pass"):
+            raise error
+
+    def _prepare(self) -> None:
+        """Say before a step whether it is sampled, so that the others cost nothing."""
+        self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
+        self.tap.watch_functions(wanted=self.passes.wanted)
+        if self.tap.sampled:
+            self.layers.refresh()
+
+    def _open(self, calls: Sequence[Call]) -> None:
+        """Tell the layers once, in the order of the first forward pass."""
+        if self._opened:
+            return
+        self._opened = True
+        watched = self.layers.watched
+        order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
+        specs = tuple(watched[index].spec() for index in order)
+        self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+
+    def _observe(self, calls: Sequence[Call]) -> None:
+        snapshot = StepSnapshot(
+            step=self.step,
+            epoch=self.epoch,
+            calls=self._records([call for call in calls if call.mean is not None]),
+            accuracy=self.accuracy.read(),
+            loss=self.loss.read(),
+            examples=self._seen_examples,
+        )
+        self.watch.observe(snapshot)
+        if self.watch.wants_look:
+            self.watch.look(self.lab, step=self.step, epoch=self.epoch)
+
+    def _records(self, calls: Sequence[Call]) -> tuple[CallRecord, ...]:
+        used = {call.layer: self.layers.watched[call.layer] for call in calls}
+        arrays = [array for call in calls for array in (call.mean, call.scale)]
+        arrays += [array for layer in used.values() for array in (layer.link.avg_mean, layer.link.avg_var)]
+        host = iter([array.ravel() for array in to_host(arrays)])
+        batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
+        running = {index: _running_statistics(layer, next(host), next(host)) for index, layer in used.items()}
+        specs = {index: layer.spec() for index, layer in used.items()}
+        count: dict[int, int] = {}
+        records = []
+        for call, statistics in zip(calls, batch, strict=True):
+            site = CallSite(specs[call.layer].path, count.get(call.layer, 0))
+            count[call.layer] = site.index + 1
+            records.append(CallRecord(specs[call.layer], site, statistics, running[call.layer]))
+        return tuple(records)
+
+    def _examples(self, split: Split, limit: int) -> Sequence[Examples]:
+        if split == "training":
+            found = self.passes.training.newest(limit)
+            reason = self.passes.training.reason
+        else:
+            found = () if self.evaluation_source or self.watch.probe else self.passes.evaluation.newest(limit)
+            reason = self.passes.evaluation.reason
+        if not found and self.watch.probe is not None:
+            model = next(iter(self.layers.models.values()))
+            found = within(batches_of(model, tuple(self.watch.probe), "probe", self.tap.rows or PROBE_BATCH), limit)
+        if not found and split == "evaluation" and self.evaluation_source is not None:
+            found = self.evaluation_source(limit)
+        if not found:
+            msg = reason or f"no {split} examples were seen: pass probe=(inputs, labels)"
+            raise ExperimentNotPossibleError(msg)
+        return found
+
+
+def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
+    """Return mean and biased variance, from what the node kept."""
+    var = scale
+    if call.form != "var":
+        exact = scale.astype(np.float64)
+        square = np.square(exact) if call.form == "std" else 1.0 / np.square(exact)
+        var = np.maximum(square - call.epsilon, 0.0).astype(scale.dtype)
+    return BatchStatistics(mean, var, call.elements)
+
+
+def _running_statistics(layer: Layer, mean: Any, var: Any) -> RunningStatistics:
+    return RunningStatistics(mean, var, float(layer.link.decay), layer.known_updates, bessel_corrected=True)

@@ -1,0 +1,269 @@
+"""Builders and fakes for those who write rules or taps.
+
+`layer`, `call` and `snapshot` build records from plain numbers, `look` and `cells` build the results of experiments,
+`signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and `FakeLaboratory` is
+a small model with one batch-normalization layer, for experiments without a framework.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from bnwatch import moments
+from bnwatch.evidence import Cell, Cells, Examples, ExperimentNotPossibleError, LayerLook, Look
+from bnwatch.records import (
+    Attachment,
+    BatchStatistics,
+    CallRecord,
+    CallSite,
+    EvaluationRecord,
+    LayerSpec,
+    RunningStatistics,
+    StepSnapshot,
+)
+from bnwatch.signals import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from bnwatch.evidence import Split, Statistics
+
+    Draw = Callable[[np.random.Generator], NDArray[np.float64]]
+
+
+def layer(
+    path: str = "bn",
+    channels: int = 4,
+    *,
+    epsilon: float = 1e-3,
+    decay: float = 0.9,
+    bessel_corrected: bool = False,
+    trainable: bool = True,
+    initial: tuple[float, float] = (0.0, 1.0),
+) -> LayerSpec:
+    """Return a layer."""
+    return LayerSpec(
+        path, "BatchNormalization", channels, epsilon, decay, bessel_corrected, trainable, initial=initial
+    )  # fmt: skip
+
+
+def call(
+    spec: LayerSpec,
+    *,
+    mean: ArrayLike = 0.0,
+    var: ArrayLike = 1.0,
+    running_mean: ArrayLike = 0.0,
+    running_var: ArrayLike = 1.0,
+    count: int = 64,
+    updates: int | None = None,
+    site: int = 0,
+    replica: int = 0,
+) -> CallRecord:
+    """Return a call; a single number stands for all channels."""
+
+    def spread(value: ArrayLike) -> NDArray[np.float32]:
+        return np.array(np.broadcast_to(np.asarray(value, dtype=np.float32), spec.channels))
+
+    return CallRecord(
+        spec,
+        CallSite(spec.path, site, replica),
+        BatchStatistics(spread(mean), spread(var), count),
+        RunningStatistics(spread(running_mean), spread(running_var), spec.decay, updates, spec.bessel_corrected),
+    )
+
+
+def snapshot(
+    step: int,
+    *calls: CallRecord,
+    epoch: int = 0,
+    accuracy: float | None = None,
+    loss: float | None = None,
+    examples: int = 0,
+) -> StepSnapshot:
+    """Return what was seen at one step."""
+    return StepSnapshot(step, epoch, calls, accuracy, loss, examples)
+
+
+def layer_look(
+    path: str,
+    *,
+    zero: float = 0.0,
+    spread: float = 0.5,
+    gradient: float | None = None,
+    units: int = 10,
+    kind: str = "Dense",
+    dead_units: float | None = None,
+) -> LayerLook:
+    """Return a look at one layer: ``zero`` is the share of examples with all units zero, ``spread`` over examples."""
+    return LayerLook(path, kind, units, zero, zero if dead_units is None else dead_units, spread, gradient)
+
+
+def look(step: int, *layers: LayerLook, examples: int = 100, epoch: int = 0) -> Look:
+    """Return a look through a network."""
+    return Look(step, epoch, examples, layers)
+
+
+def cells(
+    step: int = 0,
+    *,
+    training: Mapping[Statistics, float] | None = None,
+    evaluation: Mapping[Statistics, float] | None = None,
+    examples: int = 1000,
+    classes: int = 10,
+    missing: str | None = None,
+) -> Cells:
+    """Return cells of the given accuracies.
+
+    The same examples come right first in every cell, so two cells differ in as few examples as their accuracies allow.
+    """
+    labels = np.arange(examples, dtype=np.int64) % classes
+
+    def row(accuracies: Mapping[Statistics, float] | None) -> dict[Statistics, Cell]:
+        right = {name: np.arange(examples) < round(share * examples) for name, share in (accuracies or {}).items()}
+        return {name: Cell(np.where(r, labels, (labels + 1) % classes), labels) for name, r in right.items()}
+
+    return Cells(step, 0, classes, row(training), row(evaluation), missing)
+
+
+def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells) -> Signals:
+    """Return signals that were fed with the items in turn."""
+    fed = Signals()
+    for item in items:
+        if isinstance(item, StepSnapshot):
+            fed.observe(item)
+        elif isinstance(item, EvaluationRecord):
+            fed.evaluate(item)
+        elif isinstance(item, Attachment):
+            fed.attach(item)
+        elif isinstance(item, Look):
+            fed.looks.append(item)
+        else:
+            fed.cells = item
+    return fed
+
+
+def normal(channels: int, count: int, mean: float = 0.0, std: float = 1.0) -> Draw:
+    """Return a draw of independent normal activations, shape ``(count, channels)``."""
+    return lambda rng: rng.normal(mean, std, (count, channels))
+
+
+def train(spec: LayerSpec, *sites: Draw, steps: int, every: int = 1, seed: int = 0) -> Iterator[StepSnapshot]:
+    """Yield the snapshots of a training: each step calls the layer once a site, in turn, and updates its statistics.
+
+    Args:
+        spec: the layer; its decay, initial values and Bessel's correction are obeyed.
+        sites: one draw a call site, giving that call's activations, shape ``(count, channels)``.
+        steps: training steps.
+        every: each how many steps one is sampled.
+        seed: of the generator given to the draws.
+    """
+    rng = np.random.default_rng(seed)
+    mean, var = (np.full(spec.channels, value, dtype=np.float64) for value in spec.initial)
+    for step in range(1, steps + 1):
+        batches = []
+        for draw in sites:
+            values = draw(rng)
+            batch = (values.mean(axis=0), values.var(axis=0), len(values))
+            kept = batch[1] * (moments.bessel_factor(batch[2]) if spec.bessel_corrected else 1.0)
+            mean = spec.decay * mean + (1.0 - spec.decay) * batch[0]
+            var = spec.decay * var + (1.0 - spec.decay) * kept
+            batches.append(batch)
+        if step % every == 0:
+            yield snapshot(
+                step,
+                *(
+                    call(
+                        spec, mean=b[0], var=b[1], count=b[2], site=site,
+                        running_mean=mean, running_var=var, updates=step * len(sites),
+                    )
+                    for site, b in enumerate(batches)
+                ),
+            )  # fmt: skip
+
+
+@dataclass
+class FakeLaboratory:
+    """A laboratory over a model of one batch normalization, a ReLU and one dense layer, in float64.
+
+    Attributes:
+        weights: of the dense layer, shape ``(channels, classes)``.
+        data: the batches of each split; a split that is not there cannot be had.
+        mean: running mean.
+        var: running variance.
+        gradient: what is reported as the gradient of the dense layer.
+        asked: names of the methods called, in order.
+    """
+
+    weights: NDArray[np.float64]
+    data: Mapping[Split, Sequence[Examples]]
+    mean: NDArray[np.float64]
+    var: NDArray[np.float64]
+    gradient: float = 1.0
+    epsilon: float = 1e-3
+    asked: list[str] = field(default_factory=list)
+
+    @classmethod
+    def separable(cls, *, batches: int = 4, size: int = 32, classes: int = 4, seed: int = 0) -> FakeLaboratory:
+        """Return a model that is nearly always right under batch statistics, its running statistics still initial."""
+        rng = np.random.default_rng(seed)
+
+        def batch(origin: Split) -> Examples:
+            labels = np.arange(size, dtype=np.int64) % classes
+            return Examples(5.0 + 4.0 * np.eye(classes)[labels] + rng.normal(0.0, 0.3, (size, classes)), labels, origin)
+
+        splits: tuple[Split, Split] = ("training", "evaluation")
+        data = {split: [batch(split) for _ in range(batches)] for split in splits}
+        # Unequal columns, so that an offset which all features share changes which score is the largest.
+        weights = np.eye(classes) * np.linspace(0.5, 2.0, classes)
+        return cls(weights, data, np.zeros(classes), np.ones(classes))
+
+    def examples(self, split: Split, limit: int) -> Sequence[Examples]:
+        """Return whole batches of at most ``limit`` examples, one at least."""
+        self.asked.append("examples")
+        batches = self.data.get(split)
+        if not batches:
+            msg = f"no {split} examples"
+            raise ExperimentNotPossibleError(msg)
+        sizes = itertools.accumulate(len(batch.labels) for batch in batches)
+        return batches[: max(1, sum(size <= limit for size in sizes))]
+
+    def outputs(self, batch: Examples, statistics: Literal["batch", "running"]) -> NDArray[np.float64]:
+        """Return the scores of one batch."""
+        self.asked.append("outputs")
+        return self._forward(batch, statistics)[-1]
+
+    @contextmanager
+    def population(self, batches: Sequence[Examples]) -> Iterator[None]:
+        """Re-estimate the running statistics from ``batches``; restore them on exit."""
+        self.asked.append("population")
+        kept = self.mean, self.var
+        every = np.concatenate([np.asarray(batch.inputs) for batch in batches])
+        self.mean, self.var = every.mean(axis=0), every.var(axis=0)
+        try:
+            yield
+        finally:
+            self.mean, self.var = kept
+
+    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
+        """Return looks at ``bn``, ``relu`` and ``dense``."""
+        self.asked.append("look")
+        kinds = {"bn": "BatchNormalization", "relu": "ReLU", "dense": "Dense"}
+        outputs = self._forward(batch, "batch")
+        return tuple(
+            LayerLook.of(path, kind, output, self.gradient if gradients and path == "dense" else None)
+            for (path, kind), output in zip(kinds.items(), outputs, strict=True)
+        )
+
+    def _forward(self, batch: Examples, statistics: str) -> tuple[NDArray[np.float64], ...]:
+        inputs = np.asarray(batch.inputs, dtype=np.float64)
+        mean, var = (inputs.mean(axis=0), inputs.var(axis=0)) if statistics == "batch" else (self.mean, self.var)
+        normalized = (inputs - mean) / np.sqrt(var + self.epsilon)
+        active = np.maximum(normalized, 0.0)
+        return normalized, active, active @ self.weights

@@ -1,1 +1,0 @@
-"""The page of each rule, installed as ``bnwatch.pages``: ``bnwatch explain`` prints it."""
