@@ -68,13 +68,17 @@ def test_a_bad_argument_gives_one_sentence(arguments, sentence):
     [
         (
             {"running_var": np.ones(3)},
-            "record('bn'): the four statistics need one number a channel each, got lengths "
-            "{'batch_mean': 4, 'batch_var': 4, 'running_mean': 4, 'running_var': 3}",
+            (
+                "record('bn'): the four statistics need one number a channel each, got lengths "
+                "{'batch_mean': 4, 'batch_var': 4, 'running_mean': 4, 'running_var': 3}"
+            ),
         ),
         (
             dict.fromkeys(("batch_mean", "batch_var", "running_mean", "running_var"), ()),
-            "record('bn'): the four statistics need one number a channel each, got lengths "
-            "{'batch_mean': 0, 'batch_var': 0, 'running_mean': 0, 'running_var': 0}",
+            (
+                "record('bn'): the four statistics need one number a channel each, got lengths "
+                "{'batch_mean': 0, 'batch_var': 0, 'running_mean': 0, 'running_var': 0}"
+            ),
         ),
         ({"decay": 1.5}, "record('bn'): decay must lie in [0, 1], the weight of the old value, got 1.5"),
         ({"count": 0}, "record('bn'): count must be at least 1, the elements per channel, got 0"),
