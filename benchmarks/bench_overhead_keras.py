@@ -1,8 +1,8 @@
 """What watching costs: watched and unwatched trainings in turn, in one process, on the same model and data.
 
 Each round is a pair, in alternating order. A training's time is the median of its epochs but the first, which
-compiles and samples densely and is printed apart; experiments run between epochs, within a share of their own. What counts is the
-ratio within a pair: on a machine with other work the wall clock of single runs scatters far more than the cost.
+compiles and samples densely and is printed apart; experiments run between epochs, within a share of their own. What
+counts is the ratio within a pair: on a machine with other work the wall clock of single runs scatters far more than the cost.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Findi
             },
             notes=(
                 (
-                    "training normalizes with batch statistics, evaluation with running statistics that take in nothing of "
-                    "these data"
+                    "training normalizes with batch statistics, evaluation with running statistics that take in "
+                    "nothing of these data"
                 ),
             ),
             helps=(
@@ -57,7 +57,8 @@ def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Findi
                 else (
                     (
                         "check that the update of the running statistics runs in each training step "
-                        "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new non-trainable variables)"
+                        "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new "
+                        "non-trainable variables)"
                     ),
                 )
             ),
