@@ -178,6 +178,7 @@ class Watch:
                     self._step, 0, accuracy, loss, examples, train_accuracy=mean, train_examples=seen, classes=classes
                 )
             )
+            self._announce()  # by hand, no experiment is to follow
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:

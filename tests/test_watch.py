@@ -312,6 +312,17 @@ def test_a_callable_gets_the_diagnosis():
     assert told[0].subject == "bn"
 
 
+def test_what_an_evaluation_by_hand_brings_up_is_told_at_once():
+    with pytest.warns(BatchNormWarning, match="BN302") as caught, Watch(None, every=1) as watch:
+        for _ in range(3):
+            call(watch)
+            watch.step(accuracy=0.1, examples=1000)
+            watch.evaluation(accuracy=0.1, examples=1000, classes=10)
+        assert len(caught) == 1
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    assert lines[caught[0].lineno - 1].strip().startswith("watch.evaluation(")
+
+
 def test_info_is_not_told():
     told = []
     with Watch(None, every=1, on_diagnosis=told.append, allow={"BN205": "never occurs"}) as watch:

@@ -61,8 +61,10 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
         notes=(f"{worst.spec.decay:g}^{updates:.0f} = {weight:.3g}; this clears by itself as training goes on",),
         helps=(
             f"first trust evaluation after update {settled_at}",
-            "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in "
-            f"{moments.updates_until(0.9, limits['weight'])} updates",
+            (
+                "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in "
+                f"{moments.updates_until(0.9, limits['weight'])} updates"
+            ),
         ),
     )
 

@@ -59,8 +59,10 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
             ("re-estimate the running statistics over training data with frozen weights before evaluating",)
             if restored
             else (
-                "look for two kinds of data behind one set of running statistics: a layer called at several places, "
-                "batches that alternate, batches of one class",
+                (
+                    "look for two kinds of data behind one set of running statistics: a layer called at several "
+                    "places, batches that alternate, batches of one class"
+                ),
             )
         ),
     )

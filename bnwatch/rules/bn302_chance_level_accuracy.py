@@ -81,8 +81,10 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
             ("look at that layer and at what feeds it",)
             if first
             else (
-                "check that labels match their examples, and that loss and output layer fit each other "
-                "(softmax with from_logits=False, none with from_logits=True)",
+                (
+                    "check that labels match their examples, and that loss and output layer fit each other "
+                    "(softmax with from_logits=False, none with from_logits=True)"
+                ),
                 "try to overfit one batch of 32 examples: a network that cannot has a learning rate or a wiring fault",
             )
         ),

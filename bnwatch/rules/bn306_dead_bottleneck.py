@@ -58,8 +58,10 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
             "gradient": Quantity(gradient, f"largest absolute gradient of the parameters up to `{feeding}`"),
         },
         notes=(
-            "where an activation is zero for every example its gradient is zero: the layers in front of it no longer "
-            "learn, and no later step can revive it",
+            (
+                "where an activation is zero for every example its gradient is zero: the layers in front of it no "
+                "longer learn, and no later step can revive it"
+            ),
             *innocence(signals.cells if signals.cells and signals.cells.step >= died else None),
         ),
         helps=(
