@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from bnwatch.signals import Signals, SiteSignals
 
+SHORT = 0.9
+"""A decay that settles within an epoch of all but the smallest data sets."""
+
 
 @rule(
     "BN201",
@@ -50,7 +53,7 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     yield Finding(
         subject="model",
         severity=Severity.WARNING if costs else Severity.INFO,
-        message=f"evaluation ran while moving averages still held {weight:.0%} of their initial values",
+        message=f"evaluation ran while moving averages still held {100 * weight:.3g}% of their initial values",
         evidence={
             "initial_weight": Quantity(weight, "of the initial value left"),
             "updates": Quantity(updates, f"at decay {worst.spec.decay:g}"),
@@ -61,12 +64,17 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
         notes=(f"{worst.spec.decay:g}^{updates:.0f} = {weight:.3g}; this clears by itself as training goes on",),
         helps=(
             f"first trust evaluation after update {settled_at}",
-            (
-                "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in "
-                f"{moments.updates_until(0.9, limits['weight'])} updates"
-            ),
+            *_shorter(worst.spec.decay, limits["weight"]),
         ),
     )
+
+
+def _shorter(decay: float, weight: float) -> tuple[str, ...]:
+    """Name a shorter memory, where there is one that is worth it."""
+    if decay <= SHORT:
+        return ()
+    updates = moments.updates_until(SHORT, weight)
+    return (f"or use a shorter memory: decay {SHORT} (Keras: momentum={SHORT}) settles in {updates} updates",)
 
 
 def _updates(signals: Signals, sites: list[SiteSignals]) -> Iterator[tuple[SiteSignals, float]]:

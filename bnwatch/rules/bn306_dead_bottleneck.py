@@ -62,13 +62,13 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
                 "where an activation is zero for every example its gradient is zero: the layers in front of it no "
                 "longer learn, and no later step can revive it"
             ),
+            "a smaller learning rate only delays it",
             *innocence(signals.cells if signals.cells and signals.cells.step >= died else None),
         ),
         helps=(
             f"put global average pooling in place of Flatten in front of `{feeding}`: fewer inputs, smaller steps",
             f"or put batch normalization between `{feeding}` and its ReLU",
             "or use LeakyReLU there",
-            "a smaller learning rate only delays it",
         ),
     )
 

@@ -78,7 +78,16 @@ test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS
 def test_it_says_when_it_will_be_settled():
     ((finding,), _) = cases.look(RULE, settling(20))
     assert finding.evidence["settled_after"].value == 29
-    assert "12%" in finding.message
+    assert "12.2%" in finding.message
+    assert len(finding.helps) == 1
+
+
+def test_a_long_memory_is_offered_a_shorter_one():
+    ((finding,), _) = cases.look(RULE, settling(20, decay=0.99))
+    assert finding.helps == (
+        "first trust evaluation after update 299",
+        "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in 29 updates",
+    )
 
 
 @pytest.mark.parametrize(
