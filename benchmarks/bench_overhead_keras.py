@@ -2,7 +2,8 @@
 
 Each round is a pair, in alternating order. A training's time is the median of its epochs but the first, which
 compiles and samples densely and is printed apart; experiments run between epochs, within a share of their own. What
-counts is the ratio within a pair: on a machine with other work the wall clock of single runs scatters far more than the cost.
+counts is the ratio within a pair: on a machine with other work the wall clock of single runs scatters far more than
+the cost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the record of a deep network costs: bytes and time a sample, and the time to read 100 MB back.
 
-Usage: python benchmarks/record.py [LAYERS]
+Usage: python benchmarks/bench_record.py [LAYERS]
 """
 
 from __future__ import annotations
