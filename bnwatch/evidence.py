@@ -28,6 +28,9 @@ SPLITS: tuple[Split, ...] = ("training", "evaluation")
 EXAMPLES = 2000
 """Examples of a split that an experiment measures at most: an accuracy good to about one point."""
 
+ENOUGH = 256
+"""Examples of a split that are worth their time in any case: they show a loss of ten points."""
+
 MATRIX = 2
 """Dimensions of one-hot targets."""
 
@@ -128,7 +131,7 @@ class Cells:
     """The table {training data, evaluation data} x {batch, running, population statistics}.
 
     ``population`` statistics are re-estimated on training data for both rows. A cell is None where its data were not
-    to be had; ``missing`` then says why.
+    to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a framework compiles.
     """
 
     step: int
@@ -219,10 +222,12 @@ class Look:
 class Budget:
     """Bounds on one experiment: examples a split, and seconds; ``seconds=None`` is unbounded.
 
-    The first batch of each cell is always measured, so a table too dear for its time is a small one, not a missing one.
+    ``enough`` examples a split are measured whatever the time, so a table too dear for its time is a small one, not a
+    worthless one.
     """
 
     examples: int = EXAMPLES
+    enough: int = ENOUGH
     seconds: float | None = None
     clock: Callable[[], float] = time.perf_counter
     _start: float = field(default=0.0, init=False)
@@ -307,8 +312,9 @@ class _Bench:
 
     def measure(self, split: Split, batches: Sequence[Examples], statistics: Statistics, until: float = 1e9) -> Cell:
         predicted: list[NDArray[np.int64]] = []
+        examples = 0
         for batch in batches:
-            if predicted and self.budget.share(until):
+            if predicted and examples >= self.budget.enough and self.budget.share(until):
                 break
             scores = self.lab.outputs(batch, "batch" if statistics == "batch" else "running")
             self.classes = max(self.classes, scores.shape[1])
@@ -316,7 +322,10 @@ class _Bench:
                 msg = f"labels go up to {batch.labels.max()}, and the model scores {scores.shape[1]} classes"
                 raise ExperimentNotPossibleError(msg)
             predicted.append(scores.argmax(axis=1).astype(np.int64))
+            examples += len(batch.labels)
             self.done += 1
+            if self.done == 1:
+                self.budget.start()  # frameworks compile at the first batch, which is no measure of the others
             if self.progress is not None:
                 self.progress(f"{split} data, {statistics} statistics", self.done, self.total)
         self.reached = len(predicted)

@@ -467,10 +467,11 @@ class _SiteGroup:
         steps, sites = len(self._window), len(self._index)
         if steps < 2:  # noqa: PLR2004 - a spread needs two
             return []
-        pooled = site_var.mean(axis=0)
+        pooled = site_var.mean(axis=0, dtype=np.float64)
         tests = [moments.site_variances(self._sum[q], self._squares[q], steps) for q in (0, 1)]
+        # in units of each channel, or the widest would decide alone
+        tests[0] = tests[0][0] / pooled, tests[0][1] / pooled
         apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
-        apart[0] /= pooled
         channels = np.diff(np.append(self._starts, len(pooled)))
         ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)

@@ -83,13 +83,19 @@ def test_one_batch_at_least(lab):
 
 def test_time_bounds_the_first_pass_and_pairs_the_rest(lab, monkeypatch):
     clock = timed(lab, 1.0, monkeypatch)
-    cells = crosscheck(lab, budget=Budget(seconds=18.0, clock=clock))
+    cells = crosscheck(lab, budget=Budget(seconds=18.0, enough=0, clock=clock))
     sizes = {split: {cell.examples for cell in row.values()} for split, row in cells.rows()}
-    # A third of a half of 18 seconds is passed when a fourth batch has been measured.
-    assert sizes == {"training": {80}, "evaluation": {20}}
-    assert cells.seconds == 15.0
+    # The first batch does not count; a third of a half of 18 seconds is passed four batches later.
+    assert sizes == {"training": {100}, "evaluation": {20}}
+    assert cells.seconds == 17.0
     for _, row in cells.rows():
         np.testing.assert_array_equal(row["batch"].labels, row["running"].labels)
+
+
+def test_enough_examples_are_measured_whatever_the_time(lab, monkeypatch):
+    clock = timed(lab, 1000.0, monkeypatch)
+    cells = crosscheck(lab, budget=Budget(seconds=1.0, enough=50, clock=clock))
+    assert {cell.examples for _, row in cells.rows() for cell in row.values()} == {60}
 
 
 def test_without_a_limit_time_does_not_matter(lab, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
 from bnwatch.rules._base import Finding, Limits, Threshold, rule
 from bnwatch.signals import gap
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
     from bnwatch.evidence import Cell, Cells, Split, Statistics
     from bnwatch.signals import Signals
+
+SHORT_MEMORY = 0.9
+"""Decay that is offered in place of a longer one: running statistics then follow within some 20 batches."""
 
 COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
@@ -28,15 +33,14 @@ COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Running statistics cost accuracy against batch statistics on the same examples."""
     cells = signals.cells
+    rows = dict(cells.rows()) if cells is not None else {}
+    costs = {split: row["batch"].gain_over(row["running"]) for split, row in rows.items()}
+    found = bool(costs) and all(gained > limits["cost"] and p < limits["alpha"] for gained, p in costs.values())
     if cells is None or (signals.evaluations and cells.step < signals.evaluations[-1].step):
-        suspicion = _suspicion(signals, limits["alpha"])
+        suspicion = "what was found is to be looked at again" if found else _suspicion(signals, limits["alpha"])
         reason = suspicion or "no experiment was run: nothing called for one"
         yield Skipped("BN301", reason, needs="cells" if suspicion else None)
-    if cells is None:
-        return
-    rows = dict(cells.rows())
-    costs = {split: row["batch"].gain_over(row["running"]) for split, row in rows.items()}
-    if not all(gained > limits["cost"] and p < limits["alpha"] for gained, p in costs.values()):
+    if cells is None or not found:
         return
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
@@ -56,7 +60,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         table=_table(cells),
         notes=_notes(cells, restored=restored),
         helps=(
-            ("re-estimate the running statistics over training data with frozen weights before evaluating",)
+            _refresh(signals)
             if restored
             else (
                 (
@@ -66,6 +70,19 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
             )
         ),
     )
+
+
+def _refresh(signals: Signals) -> tuple[str, ...]:
+    """Return what helps where a re-estimate restores accuracy."""
+    helps = ["re-estimate the running statistics over training data with frozen weights before evaluating"]
+    decay = max((spec.decay for spec in signals.specs.values()), default=0.0)
+    if decay > SHORT_MEMORY:
+        helps.append(
+            f"or use a shorter memory: at decay {decay:g} the running statistics average over about "
+            f"{moments.effective_batches(decay) if decay < 1.0 else math.inf:.0f} batches, in which the weights move "
+            f"on; try {SHORT_MEMORY:g} (Keras: momentum={SHORT_MEMORY:g})"
+        )
+    return tuple(helps)
 
 
 def _suspicion(signals: Signals, alpha: float) -> str | None:

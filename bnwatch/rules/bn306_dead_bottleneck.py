@@ -74,10 +74,18 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
 
 
 def _dead(look: Look, limits: Limits) -> LayerLook | None:
-    """Return the first layer that is zero for every example, if the output of the network is constant too."""
+    """Return the first layer that is zero for every example, if the output of the network is constant too.
+
+    What feeds it must vary: behind an input that is constant itself, every layer is.
+    """
     if not look.layers or look.layers[-1].spread >= limits["constant"]:
         return None
-    return next((layer for layer in look.layers if layer.zero_samples >= limits["zero"]), None)
+    feeding = None
+    for layer in look.layers:
+        if layer.zero_samples >= limits["zero"]:
+            return layer if feeding is None or feeding.spread >= limits["constant"] else None
+        feeding = layer
+    return None
 
 
 def _find(look: Look, path: str) -> LayerLook | None:
