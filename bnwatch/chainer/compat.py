@@ -63,7 +63,7 @@ def _check_imports() -> bool:
 def _add_sctypes() -> None:
     import numpy as np
 
-    np.sctypes = {  # type: ignore[attr-defined,unused-ignore]
+    np.sctypes = {  # type: ignore[attr-defined,unused-ignore]  # noqa: NPY201
         "int": [np.int8, np.int16, np.int32, np.int64],
         "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
         "float": [np.float16, np.float32, np.float64],

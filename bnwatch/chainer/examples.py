@@ -146,12 +146,12 @@ class ForwardPasses:
 
     def normalized(self, layer: int) -> None:
         """See a batch normalization with batch statistics."""
-        if self._current is not None:
+        if self._current is not None and self._current.training == is_training():
             self._current.layers.append(layer)
 
     def scored(self, kind: type, _scores: Any, labels: Any) -> None:
-        """See labels: those of the pass before them."""
-        if self._current is not None:
+        """See labels: the first after a pass, and in its mode, are those of the pass."""
+        if self._current is not None and self._current.training == is_training() and kind not in self._current.labels:
             self._current.labels[kind] = to_host([labels])[0]
 
     def end_step(self, layers: Sequence[int]) -> None:

@@ -61,9 +61,13 @@ class BatchNormWatch(extension.Extension):  # type: ignore[misc]
         ValueError: an argument is not what is accepted.
     """
 
-    trigger = 1, "iteration"
     priority = extension.PRIORITY_EDITOR
     default_name = "BatchNormWatch"
+
+    @staticmethod
+    def trigger(_trainer: Any) -> bool:
+        """Fire in every iteration. `(1, "iteration")` would leave a key in snapshots and miss it in older ones."""
+        return True
 
     def __init__(
         self,

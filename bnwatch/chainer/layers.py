@@ -67,7 +67,7 @@ class Layers:
     watched: list[Layer] = field(default_factory=list)
     unsupported: dict[str, str] = field(default_factory=dict)
     _by_array: dict[int, int] = field(default_factory=dict)
-    _fresh: bool = False
+    _foreign: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the links."""
@@ -80,7 +80,6 @@ class Layers:
                 self.watched.append(Layer(path, link, _initial(link)))
             elif "avg_mean" in getattr(link, "_persistent", ()):
                 self.unsupported[path] = f"{type(link).__name__} keeps its batch statistics to itself"
-        self._map()
 
     def named(self) -> Iterator[tuple[str, Any]]:
         """Yield every link of every model with its path."""
@@ -93,27 +92,26 @@ class Layers:
         """Return the watched links."""
         return [layer.link for layer in self.watched]
 
-    def new_step(self) -> None:
-        """Allow one new look at the identities: an unknown array may belong to a model that is not watched."""
-        self._fresh = False
+    def refresh(self) -> None:
+        """Forget which arrays are of other models: what changes hands is seen at the next sampled step."""
+        self._foreign.clear()
+        if len(self._by_array) > 4 * len(self.watched):
+            self._by_array.clear()
 
     def find(self, running_mean: Any) -> int | None:
         """Return the index of the layer that this array is the running mean of; None for a layer of another model."""
-        index = self._by_array.get(id(running_mean))
+        key = id(running_mean)
+        index = self._by_array.get(key)
         if index is not None and self.watched[index].link.avg_mean is running_mean:
             return index
-        if self._fresh:
+        if key in self._foreign:
             return None
-        self._map()  # to_gpu, a lazy initialization or loading made new arrays
-        return self._by_array.get(id(running_mean))
-
-    def _map(self) -> None:
-        self._by_array = {
-            id(layer.link.avg_mean): index
-            for index, layer in enumerate(self.watched)
-            if layer.link.avg_mean is not None
-        }
-        self._fresh = True
+        for number, layer in enumerate(self.watched):  # to_gpu, a lazy initialization or loading made a new array
+            if layer.link.avg_mean is running_mean:
+                self._by_array[key] = number
+                return number
+        self._foreign[key] = running_mean  # held, so that nothing else can take its identity
+        return None
 
 
 def _initial(link: Any) -> tuple[float, float] | None:

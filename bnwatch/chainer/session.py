@@ -130,6 +130,8 @@ class Session:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
         self.tap.watch_functions(wanted=self.passes.wanted)
+        if self.tap.sampled:
+            self.layers.refresh()
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""

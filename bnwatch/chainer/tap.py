@@ -166,7 +166,6 @@ class Tap(chainer.FunctionHook):  # type: ignore[misc]
     def drop(self) -> None:
         """Forget the calls, and with them every array of the step."""
         self._calls, self._nodes, self._differentiated = [], {}, set()
-        self._layers.new_step()
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""

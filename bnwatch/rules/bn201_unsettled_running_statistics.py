@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from bnwatch import moments
@@ -29,8 +30,8 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     if not signals.evaluations:
         yield Skipped("BN201", "no evaluation was seen")
         return
-    sites = [s for s in signals.sites() if s.site.index == 0 and not s.flag & Flag.UNMOVED]
-    if sites and all(s.initial_weight != s.initial_weight for s in sites):  # noqa: PLR0124 - NaN: updates unknown
+    sites = [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+    if sites and all(math.isnan(s.updates) for s in sites):
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
     unsettled = [s for s in sites if s.initial_weight > limits["weight"] and _moved_by_initial(s) > limits["shift"]]
@@ -57,8 +58,8 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
         ),
         helps=(
             f"first trust evaluation after update {settled_at}",
-            f"or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in {moments.updates_until(0.9, limits['weight'])} "
-            "updates",
+            f"or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in "
+            f"{moments.updates_until(0.9, limits['weight'])} updates",
         ),
     )
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Cells
     from bnwatch.records import EvaluationRecord
     from bnwatch.signals import Signals
 
@@ -70,7 +69,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         },
         notes=(
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
-            *_innocence(cells),
+            *innocence(cells),
         ),
         helps=(
             ("look at that layer and at what feeds it",)
@@ -98,18 +97,4 @@ def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> boo
         moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
         for accuracy, examples in pairs
         if accuracy is not None and examples
-    )
-
-
-def _innocence(cells: Cells | None) -> tuple[str, ...]:
-    """Say what the cells say of the running statistics."""
-    if cells is None:
-        return ()
-    _, row = next(cells.rows())
-    gained, p = row["batch"].gain_over(row["running"])
-    if gained > 0.0 and p < 1e-3:
-        return (f"with batch statistics the same examples give {row['batch'].accuracy:.1%}",)
-    return (
-        f"the running statistics are innocent: the same {row['batch'].examples:,} examples give "
-        f"{row['batch'].accuracy:.1%} with batch statistics and {row['running'].accuracy:.1%} with running statistics",
     )

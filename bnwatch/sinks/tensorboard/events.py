@@ -5,8 +5,6 @@ serialized `Event`. Each record reaches the file in one write of its own, so a k
 and what a full disk leaves of a record is cut off again.
 """
 
-# ruff: noqa: ANN401 - protobuf classes come without types
-
 from __future__ import annotations
 
 import itertools
@@ -30,6 +28,7 @@ SUFFIX = ".bnwatch"
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 try:
     import google_crc32c
@@ -118,7 +117,7 @@ class EventFile:
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
         name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER)}{SUFFIX}"
         self.path = self.directory / name
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._descriptor = os.open(self.path, _FLAGS, 0o666)
         self._size = 0
         self.generation += 1
         version = frame(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())

@@ -13,8 +13,6 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
 
-# ruff: noqa: ANN401 - JSON has no types until they are checked
-
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
