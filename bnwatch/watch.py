@@ -170,7 +170,7 @@ class Watch:
             if not self.enabled:
                 return
             accuracy = self._share(accuracy)
-            self._open_files()
+            self._start()
             mean, seen = _weighted(self._accuracy)
             self._accuracy = []
             self.evaluated(
@@ -223,10 +223,7 @@ class Watch:
 
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
-        if not self._opened:
-            self._opened, self._closed = True, False
-            self._sinks = [*self._given, ConsoleSink()]
-            self._open_files()
+        self._start()
         self.signals.attach(attachment)
         self._write(attachment)
         self._judge()
@@ -341,8 +338,15 @@ class Watch:
     def _open_by_hand(self) -> None:
         known = self.signals.specs
         specs = {**known, **{call.spec.path: call.spec for call in self._calls if call.spec.path not in known}}
-        if not self._opened or len(specs) > len(known):
+        if not self._opened or self.signals.attachment is None or len(specs) > len(known):
             self.open(Attachment(tuple(specs.values()), framework="recorded by hand"))
+
+    def _start(self) -> None:
+        """Open the sinks, once a run."""
+        if not self._opened:
+            self._opened, self._closed = True, False
+            self._sinks = [*self._given, ConsoleSink()]
+            self._open_files()
 
     def _open_files(self) -> None:
         if self.log_dir is None:

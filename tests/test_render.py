@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnwatch import render
@@ -101,6 +101,7 @@ def test_the_model_as_a_whole_is_allowed_by_rule():
     assert '  allow: {"BN302": "why"}' in render.diagnosis_text(samples.diagnosis("model", "BN302"))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_an_allowance_as_printed_allows_what_it_stands_under(subject):
     from ast import literal_eval
@@ -152,6 +153,7 @@ def test_json_has_no_numbers_that_json_lacks():
     assert text.isascii()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_that_steers_a_terminal_gets_through(text):
     diagnosis = samples.diagnosis(text, text or "x", message=text, notes=(text,), helps=(text,), reason=text)
@@ -161,6 +163,7 @@ def test_nothing_that_steers_a_terminal_gets_through(text):
         shown.encode("utf-8")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="a`<>&*_[]()!|\\#\n\x1b ~"))
 def test_markdown_from_outside_stays_text(text):
     for shown in (render.markdown_text(text), render.diagnosis_markdown(samples.diagnosis(text, message=text))):
@@ -169,6 +172,7 @@ def test_markdown_from_outside_stays_text(text):
     assert "\n" not in render.markdown_text(text)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text):
     assert render.clean(render.clean(text)) == render.clean(text)
@@ -213,6 +217,7 @@ def test_columns_of_numbers(cells, shown):
     assert render._column(cells) == shown
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats() | st.integers(-(10**12), 10**12)))
 def test_any_column_has_a_text_a_cell(cells):
     assert len(render._column(cells)) == len(cells)

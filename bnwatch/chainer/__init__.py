@@ -4,7 +4,6 @@ Importing this package imports no Chainer and patches nothing; where Chainer nee
 `bnwatch.chainer.compat.install()` before the first ``import chainer``.
 """
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from importlib import import_module

@@ -1,6 +1,5 @@
 """Arrays from any device, brought to the host together: one concatenation and one copy a device."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,5 @@
 """What a Trainer's evaluators report, and the examples they evaluate."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import copy

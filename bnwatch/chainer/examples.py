@@ -5,7 +5,6 @@ the first time they come by. An example is a call of the model as the user made 
 that compared them with the scores.
 """
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from collections import deque

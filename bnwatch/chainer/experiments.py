@@ -1,6 +1,5 @@
 """The laboratory: the user's model on the same examples under other statistics, without a trace."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from contextlib import contextmanager

@@ -1,6 +1,5 @@
 """Watch a `chainer.training.Trainer`."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import sys
@@ -41,7 +40,7 @@ class _TrainerClock:
         self._closed = self._trainer.observation
 
 
-class BatchNormWatch(extension.Extension):  # type: ignore[misc]
+class BatchNormWatch(extension.Extension):
     """Watch the batch normalization of everything that a Trainer trains.
 
         trainer.extend(BatchNormWatch("runs/a"))

@@ -5,7 +5,6 @@ stack misses none: the outermost frame that runs a method of a watched link has 
 methods are opened, since opening a frame makes it hold what its variables held.
 """
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import dis

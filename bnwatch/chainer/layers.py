@@ -1,6 +1,5 @@
 """The batch-normalization links of a model, found again by the identity of their running mean."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from dataclasses import dataclass, field

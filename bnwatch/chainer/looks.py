@@ -1,6 +1,5 @@
 """A look through a network that exists only while it runs: every function's output, in the order of execution."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from collections import Counter
@@ -93,7 +92,7 @@ class _Observer:
         return list({id(seen.link): seen.link for seen in self.seen if seen.link is not None}.values())
 
 
-class _LinkHook(chainer.LinkHook):  # type: ignore[misc]
+class _LinkHook(chainer.LinkHook):
     name = "bnwatch-look"
 
     def __init__(self, observer: _Observer) -> None:
@@ -106,7 +105,7 @@ class _LinkHook(chainer.LinkHook):  # type: ignore[misc]
         self._observer.leave(args.link, args.out)
 
 
-class _FunctionHook(chainer.FunctionHook):  # type: ignore[misc]
+class _FunctionHook(chainer.FunctionHook):
     name = "bnwatch-look"
 
     def __init__(self, observer: _Observer) -> None:

@@ -1,6 +1,5 @@
 """Watch a hand-written training loop."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import itertools

@@ -1,6 +1,5 @@
 """Calling the user's model without a trace: what experiments run inside."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import random

@@ -1,6 +1,5 @@
 """The scores of classes in a forward pass: where they meet the labels, else what the model returns."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from bnwatch.chainer.forward import ForwardCall
 
 
-class ScoresHook(chainer.FunctionHook):  # type: ignore[misc]
+class ScoresHook(chainer.FunctionHook):
     """Remembers the scores and the labels that a pass compares."""
 
     name = "bnwatch-scores"

@@ -1,6 +1,5 @@
 """What the extension and the hand-written loop share: one watched training, from its first step to its end."""
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import time

@@ -5,7 +5,6 @@ A batch-norm node owns the mean and the variance of its forward pass, and its ``
 computed again, and nothing is copied on a step that is not sampled.
 """
 
-# ruff: noqa: ANN401 - Chainer is untyped: its arrays, links and nodes are Any
 from __future__ import annotations
 
 import itertools
@@ -104,7 +103,7 @@ _taps: weakref.WeakSet[Tap] = weakref.WeakSet()
 _numbers = itertools.count()
 
 
-class Tap(chainer.FunctionHook):  # type: ignore[misc]
+class Tap(chainer.FunctionHook):
     """Sees every function of this thread while it is entered.
 
     Attributes:

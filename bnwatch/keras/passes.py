@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from bnwatch.keras.swap import Mode
 
 
+ESSENCE = 200
+"""Characters of an error message that are passed on."""
+
+
 class Quiet:
     """A function on a model, compiled once, after which every variable holds what it held before.
 
@@ -47,14 +51,19 @@ class Quiet:
             with preserved(self._state[id(graph)]):
                 return self._function(*arguments)
         except Exception as error:  # a user's model may do anything: that it cannot be tried is a finding, no failure
-            first = str(error).strip().partition("\n")[0]
-            msg = f"the model could not be run for an experiment ({type(error).__name__}: {first})"
+            msg = f"the model could not be run for an experiment ({type(error).__name__}: {_essence(str(error))})"
             raise ExperimentNotPossibleError(msg) from error
 
     def _reached(self, graph: Any) -> list[Any]:
         reached = {id(outside) for outside, _ in graph.captures}
         state = [v for v in _state_of(self._model) if id(v) not in self._known]
         return [v.value for v in state if id(v.value.handle) in reached]
+
+
+def _essence(message: str) -> str:
+    """Return on one line what went wrong in a user's layer; Keras and autograph tell where it was around that."""
+    told = " ".join(message.split()).partition("Arguments received")[0].strip()
+    return told if len(told) <= ESSENCE else f"...{told[-ESSENCE:]}"
 
 
 def _any_batch(arguments: Any) -> Any:

@@ -92,8 +92,10 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     if gained > 0.0 and p < INNOCENT:
         return ()
     return (
-        f"the running statistics are innocent: the same {batch.examples:,} {split} examples give "
-        f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics",
+        (
+            f"the running statistics are innocent: the same {batch.examples:,} {split} examples give "
+            f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics"
+        ),
     )
 
 

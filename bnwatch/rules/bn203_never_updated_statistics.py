@@ -46,15 +46,20 @@ def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Findi
                 "decay": Quantity(site.spec.decay, "weight of the old value"),
             },
             notes=(
-                "training normalizes with batch statistics, evaluation with running statistics that take in nothing of "
-                "these data",
+                (
+                    "training normalizes with batch statistics, evaluation with running statistics that take in "
+                    "nothing of these data"
+                ),
             ),
             helps=(
                 ("a decay of 1 never takes anything in: use 0.9 to 0.99",)
                 if site.spec.decay >= 1.0
                 else (
-                    "check that the update of the running statistics runs in each training step "
-                    "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new non-trainable variables)",
+                    (
+                        "check that the update of the running statistics runs in each training step "
+                        "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new "
+                        "non-trainable variables)"
+                    ),
                 )
             ),
         )

@@ -59,8 +59,10 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
             ("re-estimate the running statistics over training data with frozen weights before evaluating",)
             if restored
             else (
-                "look for two kinds of data behind one set of running statistics: a layer called at several places, "
-                "batches that alternate, batches of one class",
+                (
+                    "look for two kinds of data behind one set of running statistics: a layer called at several "
+                    "places, batches that alternate, batches of one class"
+                ),
             )
         ),
     )
@@ -90,7 +92,9 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
         if restored
         else "so one mean and variance a channel cannot describe what this layer sees: it is a mixture"
     )
-    notes = [f"{where}, {meaning}"] if cells.training else []
+    notes = ["the weights and the examples are the same, so nothing but the statistics makes the difference"]
+    if cells.training:
+        notes.append(f"{where}, {meaning}")
     if cells.missing:
         notes.append(f"measured on part of the data only: {cells.missing}")
     return tuple(notes)

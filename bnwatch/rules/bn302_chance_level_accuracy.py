@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     "BN302",
     "chance-level-accuracy",
     severity=Severity.ERROR,
-    causes=("BN306", "BN401"),
+    causes=("BN203", "BN301", "BN306", "BN401"),
     alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
+    margin=Threshold(0.05, "convention", "share above chance that the number of examples must be able to tell from it"),
 )
 def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training and evaluation accuracy are what guessing gives."""
@@ -49,6 +50,10 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if not constant and stuck < limits["patience"]:
         yield Skipped("BN302", f"at chance for {stuck} evaluations; whether the output varies is not known", "look")
         return
+    examples = max(last.examples, last.train_examples if last.train_accuracy is not None else 0)
+    if not constant and moments.binomial_interval(chance, examples)[1] - chance > limits["margin"]:
+        yield Skipped("BN302", f"{examples} examples are too few to tell guessing from a slow start")
+        return
     cells = signals.cells
     if cells is None or cells.step < evaluations[-stuck].step:
         cells = None
@@ -68,6 +73,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
             **({"training_accuracy": Quantity(last.train_accuracy)} if last.train_accuracy is not None else {}),
         },
         notes=(
+            *_odds(last, chance),
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
             *innocence(cells),
         ),
@@ -75,8 +81,10 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
             ("look at that layer and at what feeds it",)
             if first
             else (
-                "check that labels match their examples, and that loss and output layer fit each other "
-                "(softmax with from_logits=False, none with from_logits=True)",
+                (
+                    "check that labels match their examples, and that loss and output layer fit each other "
+                    "(softmax with from_logits=False, none with from_logits=True)"
+                ),
                 "try to overfit one batch of 32 examples: a network that cannot has a learning rate or a wiring fault",
             )
         ),
@@ -97,4 +105,13 @@ def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> boo
         moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
         for accuracy, examples in pairs
         if accuracy is not None and examples
+    )
+
+
+def _odds(last: EvaluationRecord, chance: float) -> tuple[str, ...]:
+    if last.accuracy is None:
+        return ()
+    p = moments.binomial_survival(round(last.accuracy * last.examples), last.examples, chance)
+    return (
+        f"always naming the most frequent class is right for {chance:.1%}; guessing gets this far with p = {p:.2g}",
     )

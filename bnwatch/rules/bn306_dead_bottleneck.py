@@ -46,7 +46,7 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
     feeding = measured[-1].path
     where = f"`{feeding}`" + (f" (behind its activation `{dead.path}`)" if feeding != dead.path else "")
     died, alive = looks[since].step, looks[since - 1].step if since else 0
-    when = f"since step {died}" + (f", alive at step {alive}" if alive else "")
+    when = f"since step {died}" + (f", alive at step {alive}" if since else "")
     yield Finding(
         subject=feeding,
         message=f"all {dead.units} units of {where} are zero for every example {when}: "
@@ -54,13 +54,15 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         evidence={
             "zero_samples": Quantity(dead.zero_samples, f"share of {last.examples} training examples, every unit zero"),
             "dead_since": Quantity(died, "first step at which it was seen dead"),
-            "last_alive": Quantity(alive, "last step at which it was seen alive"),
+            **({"last_alive": Quantity(alive, "last step at which it was seen alive")} if since else {}),
             "gradient": Quantity(gradient, f"largest absolute gradient of the parameters up to `{feeding}`"),
         },
         notes=(
-            "where an activation is zero for every example its gradient is zero: the layers in front of it no longer "
-            "learn, and no later step can revive it",
-            *innocence(signals.cells),
+            (
+                "where an activation is zero for every example its gradient is zero: the layers in front of it no "
+                "longer learn, and no later step can revive it"
+            ),
+            *innocence(signals.cells if signals.cells and signals.cells.step >= died else None),
         ),
         helps=(
             f"put global average pooling in place of Flatten in front of `{feeding}`: fewer inputs, smaller steps",

@@ -58,7 +58,7 @@ def quiet_watch(log_dir=None, **arguments):
 def state(model):
     """Return every number that training could have moved."""
     variables = [*model.variables, *model.optimizer.variables]
-    return [np.array(v).tobytes() for v in variables]
+    return [v.numpy().tobytes() for v in variables]
 
 
 def attributes(model):

@@ -146,11 +146,11 @@ def test_several_models_of_a_trainer_are_told_apart(tmp_path: Any, monkeypatch: 
         def update_core(self) -> None:
             x, t = chainer.dataset.concat_examples(self.get_iterator("main").next())
             loss = F.softmax_cross_entropy(left(x) + right(x), t)
-            for name in optimizers:
-                optimizers[name].target.cleargrads()
+            for optimizer in optimizers.values():
+                optimizer.target.cleargrads()
             loss.backward()
-            for name in optimizers:
-                optimizers[name].update()
+            for optimizer in optimizers.values():
+                optimizer.update()
 
     updater = Both(chainer.iterators.SerialIterator(models.dataset(), 32), optimizers)
     trainer = training.Trainer(updater, (4, "iteration"), out=str(tmp_path))

@@ -139,7 +139,7 @@ def test_the_stack_finds_the_outermost_call() -> None:
 
     x, t = models.data(4)
     with Hook():
-        model(x, t=t) if False else model(x, t)
+        model(x, t)
         F.relu(x)
     assert found[-1] is None
     assert {(call.link is model, call.method, len(call.args)) for call in found[:-1]} == {(True, "__call__", 2)}

@@ -11,11 +11,12 @@ import pytest
 import bnwatch.chainer
 from bnwatch import evidence
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
+from bnwatch.chainer.forward import ForwardCall
 from bnwatch.chainer.layers import Layers
-from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.evidence import Examples, ExperimentNotPossibleError
 
 from . import chainer_models as models
-from .chainer_models import F, L, chainer, extensions, state_of
+from .chainer_models import F, L, chainer, state_of
 
 
 def trained(model: Any | None = None, *, seed: int = 0, epochs: int = 2) -> Any:
@@ -181,7 +182,8 @@ def test_a_model_that_raises_is_no_internal_failure_and_is_restored() -> None:
     model = trained()
     before = state_of(model)
     (batch,) = batches_of(model, models.data(32), "probe", 32)
-    broken = type(batch)(bnwatch.chainer.forward.ForwardCall(model, "__call__", (np.zeros((3, 3), "f"),)), batch.labels, "")
+    call = ForwardCall(model, "__call__", (np.zeros((3, 3), "f"),))
+    broken = Examples(call, batch.labels, "probe")
     with pytest.raises(ExperimentNotPossibleError, match="calling the model again failed"):
         laboratory(model).outputs(broken, "batch")
     assert state_of(model) == before
@@ -253,8 +255,8 @@ def test_a_look_names_the_calls_of_a_shared_link() -> None:
 
 def test_a_look_through_a_classifier_ends_with_the_logits() -> None:
     model = L.Classifier(models.MLP())
-    call = bnwatch.chainer.forward.ForwardCall(model, "__call__", models.data())
-    batch = bnwatch.evidence.Examples(call, models.data()[1].astype(np.int64), "probe")
+    call = ForwardCall(model, "__call__", models.data())
+    batch = Examples(call, models.data()[1].astype(np.int64), "probe")
     looks = laboratory(model).look(batch, gradients=True)
     assert (looks[-1].path, looks[-1].units) == ("predictor/l3", models.CLASSES)
     assert looks[-1].gradient > 0
@@ -285,7 +287,7 @@ def test_one_output_becomes_two_columns(probability: bool) -> None:
 
 
 def test_outputs_that_are_no_classes_are_refused() -> None:
-    model = chainer.Sequential(L.BatchNormalization(8), lambda x: F.sum(x))
+    model = chainer.Sequential(L.BatchNormalization(8), F.sum)
     (batch,) = batches_of(model, models.data(), "probe", 256)
     with pytest.raises(ExperimentNotPossibleError, match="no scores of classes"):
         laboratory(model).outputs(batch, "running")
@@ -301,5 +303,5 @@ def test_batches_are_spread_over_sorted_data() -> None:
 
 
 def test_crosscheck_without_examples_says_so() -> None:
-    with pytest.raises(ExperimentNotPossibleError, match="no .* examples were given"):
+    with pytest.raises(ExperimentNotPossibleError, match="examples were given"):
         bnwatch.chainer.crosscheck(models.MLP())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import warnings
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def said(watch: Any) -> list[str]:
     return [diagnosis.message for diagnosis in watch.diagnoses if diagnosis.rule == "BN903"]
 
 
-@pytest.mark.parametrize(("place", "name"), SEAMS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(("place", "name"), SEAMS)
 def test_a_loop_goes_on(place: Any, name: str, monkeypatch: Any) -> None:
     expected, _ = by_hand(watched=False)
     monkeypatch.setattr(place, name, broken)
@@ -89,7 +88,9 @@ def test_a_loop_goes_on(place: Any, name: str, monkeypatch: Any) -> None:
     assert "injected" in said(watch)[0]
 
 
-@pytest.mark.parametrize(("place", "name"), [*SEAMS, *TRAINER_SEAMS], ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("place", "name"), [*SEAMS, *TRAINER_SEAMS], ids=lambda value: getattr(value, "__name__", value)
+)
 def test_a_trainer_goes_on(place: Any, name: str, monkeypatch: Any, tmp_path: Any) -> None:
     expected, _ = by_trainer(tmp_path / "a", watched=False)
     monkeypatch.setattr(place, name, broken)
@@ -136,9 +137,9 @@ def test_bad_arguments_are_one_sentence(arguments: dict[str, Any], sentence: str
 
 
 def test_what_a_loop_asks_for() -> None:
-    with pytest.raises(ValueError, match="model must be a chainer.Link, got int"):
+    with pytest.raises(ValueError, match=r"model must be a chainer\.Link, got int"):
         bnwatch.chainer.watch(3, None)
-    with pytest.raises(ValueError, match="call optimizer.setup"):
+    with pytest.raises(ValueError, match=r"call optimizer\.setup"):
         bnwatch.chainer.watch(models.MLP(), None, optimizer=chainer.optimizers.Adam())
     watch = bnwatch.chainer.watch(models.MLP(), None)
     with pytest.raises(RuntimeError, match="use it as `with"):
@@ -156,9 +157,9 @@ def test_without_batch_normalization_there_is_bn902() -> None:
 def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
     model = models.MLP()
-    with pytest.warns(bnwatch.BatchNormWarning, match="cannot write"), warnings.catch_warnings(record=False):
-        with bnwatch.chainer.watch(model, tmp_path / "file" / "runs") as watch:
-            models.loop(model, watch, epochs=1)
+    watch = bnwatch.chainer.watch(model, tmp_path / "file" / "runs", experiments=False)
+    with pytest.warns(bnwatch.BatchNormWarning, match="cannot write"), watch:
+        models.loop(model, watch, epochs=1)
     assert watch.report().steps == 8
 
 

@@ -36,7 +36,7 @@ def test_the_hand_written_loop_shows_each_epoch(tmp_path, capsys):
 
 def test_sharing_costs_evaluation_accuracy_and_the_repair_does_not(tmp_path, capsys):
     def last(bn):
-        chainer_mnist_mlp.main(["--no-watch", "--bn", bn, "--epochs", str(demo.EPOCHS), "--log-dir", str(tmp_path)])
+        chainer_mnist_mlp.main(["--no-watch", "--bn", bn, *demo.TRAINING, "--log-dir", str(tmp_path)])
         return float(capsys.readouterr().out.split()[-1])
 
     assert last("shared") < 0.8

@@ -1,3 +1,5 @@
+import pytest
+
 from bnwatch import testing
 from bnwatch.records import EvaluationRecord
 from tests.rules import cases
@@ -77,6 +79,31 @@ def test_it_says_when_it_will_be_settled():
     ((finding,), _) = cases.look(RULE, settling(20))
     assert finding.evidence["settled_after"].value == 29
     assert "12%" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("sampled", "evaluated", "calls", "reported"),
+    [
+        (25, 28, 1, "28"),
+        (25, 29, 1, None),
+        (40, 28, 1, "28"),
+        (40, 29, 1, None),
+        (10, 14, 2, "28"),
+        (10, 15, 2, None),
+    ],
+)
+def test_what_counts_are_the_updates_at_the_evaluation_not_at_the_sample(sampled, evaluated, calls, reported):
+    spec = testing.layer(epsilon=0.0)
+    snapshots = [
+        testing.snapshot(
+            step,
+            *(testing.call(spec, site=k, mean=2.0, running_mean=step / 99, updates=step * calls) for k in range(calls)),
+        )
+        for step in (1, sampled)
+    ]
+    findings, _ = cases.look(RULE, testing.signals(*snapshots, evaluation(step=evaluated)))
+    assert [finding.evidence["updates"].value for finding in findings] == ([float(reported)] if reported else [])
+    assert all(f"0.9^{reported}" in finding.notes[0] for finding in findings)
 
 
 def test_cells_of_an_earlier_evaluation_do_not_count():
