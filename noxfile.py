@@ -119,9 +119,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run every benchmark: ``keras*.py`` and ``chainer*.py`` where these are installed, the others beside the core."""
-    for script in sorted(ROOT.glob("benchmarks/*.py")):
-        home = next((name for name in ("keras", "chainer") if script.stem.startswith(name)), "unit")
+    """Run every ``benchmarks/bench_*.py`` where the framework it names is installed, or where only the core is."""
+    for script in sorted(ROOT.glob("benchmarks/bench_*.py")):
+        home = next((name for name in ("keras", "chainer") if name in script.stem.split("_")), "unit")
         session.run(interpreter(home), str(script), *session.posargs, external=True)
 
 
