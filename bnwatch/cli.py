@@ -189,7 +189,7 @@ def _say(text: str) -> None:
 
 def _complain(text: str, kind: str = "error") -> None:
     stream: TextIO = sys.stderr
-    stream.write(f"bnwatch: {kind}: {render.shorten(text)}\n")
+    stream.write(f"bnwatch: {kind}: {render.clean(text)}\n")
 
 
 if __name__ == "__main__":

@@ -81,10 +81,12 @@ class Engine:
         """Return whether a rule waits for one of these experiments."""
         return any(s.needs in experiments for s in self._skipped.values())
 
-    def run(self, signals: Signals) -> list[Diagnosis]:
-        """Run every rule; return the diagnoses that appeared, changed or cleared."""
+    def run(self, signals: Signals, only: str | None = None) -> list[Diagnosis]:
+        """Run every rule, or ``only`` one; return the diagnoses that appeared, changed or cleared."""
         before = dict(self._diagnoses)
         for rule in self._rules:
+            if only not in (None, rule.id):
+                continue
             outcomes = rule.check(signals)
             skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
             self._skipped.pop(rule.id, None)

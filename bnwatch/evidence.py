@@ -198,6 +198,13 @@ class Look:
     examples: int
     layers: tuple[LayerLook, ...]
 
+    def up_to(self, path: str) -> tuple[LayerLook, ...]:
+        """Return the layers up to and including the one of that path."""
+        for number, layer in enumerate(self.layers, start=1):
+            if layer.path == path:
+                return self.layers[:number]
+        return self.layers
+
     def first_constant(self, spread: float) -> LayerLook | None:
         """Return the first layer from which on no output varies by more than ``spread`` over examples."""
         found = None
@@ -264,7 +271,7 @@ def crosscheck(
     for split in SPLITS:
         try:
             splits[split] = lab.examples(split, budget.examples)
-        except ExperimentNotPossibleError as error:  # noqa: PERF203 - two rounds
+        except ExperimentNotPossibleError as error:
             missing = str(error)
     if not splits:
         raise ExperimentNotPossibleError(missing or "no examples")
@@ -305,6 +312,9 @@ class _Bench:
                 break
             scores = self.lab.outputs(batch, "batch" if statistics == "batch" else "running")
             self.classes = max(self.classes, scores.shape[1])
+            if batch.labels.max() >= scores.shape[1]:
+                msg = f"labels go up to {batch.labels.max()}, and the model scores {scores.shape[1]} classes"
+                raise ExperimentNotPossibleError(msg)
             predicted.append(scores.argmax(axis=1).astype(np.int64))
             self.done += 1
             if self.progress is not None:
@@ -337,9 +347,10 @@ def class_indices(targets: NDArray[Any]) -> NDArray[np.int64]:
     array = np.asarray(targets)
     if array.ndim == MATRIX and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim == 1 and array.size and np.all(array == np.round(array)) and array.min() >= 0:
+    numbers = array.size > 0 and array.dtype.kind in "buif" and bool(np.isfinite(array).all())
+    if array.ndim == 1 and numbers and np.all(array == np.round(array)) and array.min() >= 0:
         return array.astype(np.int64)
-    if array.ndim == MATRIX and array.size and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
+    if array.ndim == MATRIX and numbers and np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1):
         classes: NDArray[np.int64] = array.argmax(axis=1)
         return classes
     msg = (

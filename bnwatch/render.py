@@ -24,7 +24,7 @@ SCHEMA = 1
 
 WIDTH = 100
 _LONG_WORD = 120
-_LONG_TEXT = 2000
+_LONG_TEXT = 1000
 _LONG_SUBJECT = 60
 _ROWS = 20
 _COLORS = {"error": "1;31", "warning": "1;33", "info": "1;36"}
@@ -94,7 +94,7 @@ def number(value: float) -> str:
 def quantity(measured: Quantity) -> str:
     """Return a number with its unit and interval."""
     unit = measured.unit if measured.unit in ("", "%") else f" {measured.unit}"
-    text = number(measured.value) + clean(unit)
+    text = number(measured.value) + shorten(unit, _LONG_SUBJECT)
     if measured.interval is not None:
         low, high = measured.interval
         text += f" (95% {number(low)} to {number(high)})"
@@ -246,8 +246,12 @@ def diagnosis_text(
     label = _label(diagnosis)
     lines[0] = paint(label, _COLORS[str(diagnosis.severity)]) + paint(lines[0][len(label) :], "1")
     lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
+    for cause in diagnosis.causes:
+        lines += _wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
     if diagnosis.table is not None:
         lines += [f"      {line}" for line in _table(diagnosis.table)]
+    if diagnosis.table is not None and diagnosis.evidence:
+        lines.append("")
     lines += [f"      {line}" for line in _pairs(diagnosis.evidence)]
     for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
         for text in texts:
@@ -258,7 +262,7 @@ def diagnosis_text(
         lines += _wrapped(lead, text, width, " " * len(lead))
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
-    more = f"more: bnwatch explain {shorten(diagnosis.rule)}"
+    more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
     lines.append(f"  allow: {_allowance(diagnosis)}   {more}" if diagnosis.state == "active" else f"  {more}")
     return "\n".join(lines)
 
@@ -293,14 +297,14 @@ class _Paint:
 
 def _label(diagnosis: Diagnosis) -> str:
     state = "" if diagnosis.state == "active" else f", {diagnosis.state}"
-    return f"{diagnosis.severity}[{shorten(diagnosis.rule)}]{state}"
+    return f"{diagnosis.severity}[{shorten(diagnosis.rule, _LONG_SUBJECT)}]{state}"
 
 
 def _where(diagnosis: Diagnosis) -> str:
     first, last = diagnosis.step, diagnosis.last_step
     steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
     epoch = f"epoch {diagnosis.epoch + 1:,}"
-    return f"{shorten(diagnosis.subject)}, {steps}, {epoch if first == last else 'since ' + epoch}"
+    return f"{shorten(diagnosis.subject, _LONG_WORD)}, {steps}, {epoch if first == last else 'since ' + epoch}"
 
 
 def _brief(diagnosis: Diagnosis) -> str:
@@ -361,19 +365,23 @@ def _table(table: Table) -> list[str]:
 
 
 def _column(cells: Sequence[str | float]) -> list[str]:
-    """Return cells as text, the numbers to the same few decimals so that they can be compared at a glance."""
-    texts = [cell if isinstance(cell, str) else number(cell) for cell in cells]
-    numbers = [text for text, cell in zip(texts, cells, strict=True) if not isinstance(cell, str)]
-    decimals = max((len(text.partition(".")[2]) for text in numbers), default=0)
-    if not all(re.fullmatch(r"-?\d{1,3}(\.\d{1,3})?", text) for text in numbers):
-        return texts
+    """Return cells as text, the numbers to the same few decimals where they are of about the same size."""
+    sizes = [abs(cell) for cell in cells if not isinstance(cell, str) and cell]
+    fractions = any(size != round(size) for size in sizes if math.isfinite(size))
+    if not fractions or not 1e-3 < min(sizes) <= max(sizes) < min(1e3, 1e3 * min(sizes)):  # noqa: PLR2004
+        return [cell if isinstance(cell, str) else number(cell) for cell in cells]
+    decimals = 2 - math.floor(math.log10(max(sizes)))
     return [cell if isinstance(cell, str) else f"{cell:.{decimals}f}" for cell in cells]
 
 
 def _pairs(evidence: Mapping[str, Quantity]) -> list[str]:
-    names = {shorten(name): quantity(measured) for name, measured in evidence.items()}
-    width = max(map(len, names), default=0)
-    return [f"{name.ljust(width)}  {value}" for name, value in names.items()]
+    pairs = [(_spoken(name), quantity(measured)) for name, measured in evidence.items()]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def _spoken(name: str) -> str:
+    return shorten(name.replace("_", " "), _LONG_SUBJECT)
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------
@@ -391,10 +399,10 @@ def diagnosis_markdown(
         f"at {_markdown_where(diagnosis)}",
     ]
     if diagnosis.table is not None:
-        rows = [[c if isinstance(c, str) else number(c) for c in row] for row in diagnosis.table.rows[:_ROWS]]
-        blocks.append(_markdown_table(diagnosis.table.columns, rows))
+        columns = [_column(cells) for cells in zip(*diagnosis.table.rows[:_ROWS], strict=False)]
+        blocks.append(_markdown_table(diagnosis.table.columns, list(zip(*columns, strict=True))))
     if diagnosis.evidence:
-        pairs = [[name, quantity(measured)] for name, measured in diagnosis.evidence.items()]
+        pairs = [[_spoken(name), quantity(measured)] for name, measured in diagnosis.evidence.items()]
         blocks.append(_markdown_table(("measured", "value"), pairs))
     items = [f"- note: {markdown_text(note)}" for note in diagnosis.notes]
     items += [f"- **help: {markdown_text(text)}**" for text in diagnosis.helps]
@@ -425,7 +433,8 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
 
 
 def _markdown_where(diagnosis: Diagnosis) -> str:
-    return f"{_markdown_code(diagnosis.subject)}{_where(diagnosis)[len(shorten(diagnosis.subject)) :]}"
+    subject = shorten(diagnosis.subject, _LONG_WORD)
+    return f"{_markdown_code(subject)}{_where(diagnosis)[len(subject) :]}"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
@@ -244,7 +244,7 @@ class Signals:
         self.specs.update({spec.path: spec for spec in attachment.layers})
 
     def observe(self, snapshot: StepSnapshot) -> SignalTable:
-        """Turn a snapshot into the next table."""
+        """Turn a snapshot into the next table; an accuracy that is no share counts as unknown."""
         if self._history is None:
             self._history = _History()
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
@@ -254,7 +254,10 @@ class Signals:
         return table
 
     def evaluate(self, record: EvaluationRecord) -> None:
-        """Take an evaluation."""
+        """Take an evaluation; an accuracy that is no share counts as unknown."""
+        known = _share(record.accuracy), _share(record.train_accuracy)
+        if known != (record.accuracy, record.train_accuracy):
+            record = replace(record, accuracy=known[0], train_accuracy=known[1])
         self.evaluations.append(record)
         self.evaluated += 1
 
@@ -283,6 +286,10 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def _share(accuracy: float | None) -> float | None:
+    return accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
 def gap(evaluation: EvaluationRecord) -> tuple[float, float] | None:
@@ -322,7 +329,7 @@ class _History:
             sites=tuple(call.site for call in calls),
             values=values,
             shared=shared,
-            accuracy=snapshot.accuracy,
+            accuracy=_share(snapshot.accuracy),
             loss=snapshot.loss,
             examples=snapshot.examples,
         )

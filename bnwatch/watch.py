@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import sysconfig
 import traceback
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -82,8 +83,9 @@ class Watch:
         self._allow = Allowances(allow)
         self.signals = Signals()
         self._engine = Engine(self._allow)
-        self._sinks: list[Sink] = [*sinks, ConsoleSink()]
-        self._opened = self._closed = False
+        self._given = tuple(sinks)
+        self._sinks: list[Sink] = [*sinks]
+        self._opened = self._closed = self._told_of_range = False
         self._told: dict[str, Severity] = {}
         self._calls: list[CallRecord] = []
         self._step = 0
@@ -151,6 +153,7 @@ class Watch:
         """End a training step; accuracy and loss are those of its batch of ``examples``."""
         with self.guard("ending a step"):
             self._step += 1
+            accuracy = self._share(accuracy)
             if accuracy is not None:
                 self._accuracy.append((float(accuracy), examples))
             if self.due(self._step):
@@ -164,7 +167,10 @@ class Watch:
     ) -> None:
         """Record an evaluation on ``examples`` examples; the training accuracy since the last one goes with it."""
         with self.guard("recording an evaluation"):
-            self._open_by_hand()
+            if not self.enabled:
+                return
+            accuracy = self._share(accuracy)
+            self._start()
             mean, seen = _weighted(self._accuracy)
             self._accuracy = []
             self.evaluated(
@@ -202,22 +208,22 @@ class Watch:
         """Conclude: unused allowances, the closing summary, the sinks. A second call does nothing."""
         if self._closed:
             return
-        with self.guard("closing"):
-            if self._opened:
-                self.signals.unused_allowances = tuple(sorted(self._allow.unused))
-                self._judge()
-        self._closed = True
-        for sink in self._sinks:
-            with self.guard("closing a sink"):
-                sink.close(self.report())
+        try:
+            with self.guard("closing"):
+                if self._opened and self.enabled:
+                    self.signals.unused_allowances = tuple(sorted(self._allow.unused))
+                    self._judge()
+        finally:
+            self._opened, self._closed = False, True
+            for sink in self._sinks:
+                with self.guard("closing a sink"):
+                    sink.close(self.report())
 
     # What an adapter calls.
 
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
-        if not self._opened:
-            self._opened = True
-            self._open_files()
+        self._start()
         self.signals.attach(attachment)
         self._write(attachment)
         self._judge()
@@ -234,10 +240,10 @@ class Watch:
         self._judge()
 
     def evaluated(self, record: EvaluationRecord) -> None:
-        """Take an evaluation."""
+        """Take an evaluation. What it brings up is told after `experiment`, which is to follow, has looked into it."""
         self.signals.evaluate(record)
         self._write(record)
-        self._judge()
+        self._judge(tell=not self.experiments)
 
     @property
     def wants_look(self) -> bool:
@@ -264,12 +270,13 @@ class Watch:
         """
         if not self.enabled or not self.experiments:
             return
-        if self._engine.needs("look", "gradients"):
-            self.look(lab, step=step, epoch=epoch, gradients=True)
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             self._crosscheck(lab, step, epoch, seconds)
+        if self._engine.needs("look", "gradients"):
+            self.look(lab, step=step, epoch=epoch, gradients=True)
+        self._announce()
 
     def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         wanted = self._engine.needs("cells")
@@ -283,17 +290,18 @@ class Watch:
             self._write(cells)
         finally:
             progress.clear()
-        self._judge()
+        self._judge(tell=False)
 
-    @contextmanager
+    @contextlib.contextmanager
     def guard(self, doing: str) -> Iterator[None]:
         """Keep an internal failure away from the training: one BN903, the watch switched off.
 
-        What the user asked for passes: `BatchNormError` of ``on_diagnosis="raise"``, and interrupts.
+        What the user asked for passes: `BatchNormError` of ``on_diagnosis="raise"``, warnings that a filter turned into
+        errors, and interrupts.
         """
         try:
             yield
-        except BatchNormError:
+        except (BatchNormError, BatchNormWarning):
             raise
         except Exception as error:  # whatever it is, the training must go on
             if not self.enabled:
@@ -309,16 +317,36 @@ class Watch:
 
     def _conclude_fault(self) -> None:
         try:
-            self._judge()
-        except BatchNormError:
+            self._judge(only="BN903")  # whatever failed may fail again
+        except (BatchNormError, BatchNormWarning):
             raise
         except Exception:  # noqa: BLE001 - the report of a failure failed too: say it in the plainest way
             sys.stderr.write(f"bnwatch switched itself off: {self.signals.faults[-1]}\n")
 
+    def _share(self, accuracy: float | None) -> float | None:
+        """Return an accuracy that is one, None for anything else; a percentage is told of once."""
+        if accuracy is None or 0.0 <= accuracy <= 1.0:
+            return accuracy
+        if accuracy == accuracy and not self._told_of_range:  # noqa: PLR0124 - NaN, that of no examples
+            self._told_of_range = True
+            warnings.warn(
+                f"bnwatch leaves out an accuracy of {float(accuracy):g}: it must lie in [0, 1]", BatchNormWarning,
+                stacklevel=_outside(),
+            )  # fmt: skip
+        return None
+
     def _open_by_hand(self) -> None:
-        if not self._opened:
-            specs = {call.spec.path: call.spec for call in self._calls}
+        known = self.signals.specs
+        specs = {**known, **{call.spec.path: call.spec for call in self._calls if call.spec.path not in known}}
+        if not self._opened or self.signals.attachment is None or len(specs) > len(known):
             self.open(Attachment(tuple(specs.values()), framework="recorded by hand"))
+
+    def _start(self) -> None:
+        """Open the sinks, once a run."""
+        if not self._opened:
+            self._opened, self._closed = True, False
+            self._sinks = [*self._given, ConsoleSink()]
+            self._open_files()
 
     def _open_files(self) -> None:
         if self.log_dir is None:
@@ -337,24 +365,35 @@ class Watch:
         for sink in list(self._sinks):
             try:
                 sink.write(item)
-            except OSError as error:  # noqa: PERF203 - a sink that fails must not silence the others
+            except OSError as error:
                 self._sinks.remove(sink)
                 warnings.warn(
                     f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
                     BatchNormWarning,
                     stacklevel=_outside(),
                 )
+            except Exception:
+                self._sinks.remove(sink)  # so that the others hear of it
+                raise
 
-    def _judge(self) -> None:
-        changed = self._engine.run(self.signals)
-        for diagnosis in changed:
+    def _judge(self, only: str | None = None, *, tell: bool = True) -> None:
+        """Run the rules, or ``only`` one, on all that is known, and tell what is new, now or later."""
+        for diagnosis in self._engine.run(self.signals, only):
             self._write(diagnosis)
-        news = [d for d in changed if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)]
-        for diagnosis in news:
-            self._told[diagnosis.key] = diagnosis.severity
-        for diagnosis in news:
-            if not any(cause in {n.key for n in news} for cause in diagnosis.causes):
-                self._tell(diagnosis, [n for n in news if diagnosis.key in n.causes])
+        if tell:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Tell each active diagnosis once, and once more when it got graver; causes together with consequences."""
+        news = {
+            d.key: d
+            for d in self.diagnoses
+            if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)
+        }
+        self._told.update({key: d.severity for key, d in news.items()})
+        for diagnosis in news.values():
+            if not news.keys() & set(diagnosis.causes):
+                self._tell(diagnosis, [d for d in news.values() if diagnosis.key in d.causes])
 
     def _tell(self, diagnosis: Diagnosis, consequences: list[Diagnosis]) -> None:
         """Tell the user of a diagnosis, with the consequences that appeared together with it."""
@@ -372,10 +411,11 @@ class Watch:
 
 
 def _outside() -> int:
-    """Return the stack level of the first frame outside bnwatch, so that a warning points at the user's line."""
+    """Return the stack level of the user's own line: the first frame that is neither bnwatch's nor an installed one."""
+    inside = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared as text
+    installed = (inside, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn itself uses; inspect.stack reads files
-    package = os.path.dirname(__file__)  # noqa: PTH120 - compared as text, once per warning
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(installed):
         frame, level = frame.f_back, level + 1
     return level
 

@@ -82,7 +82,11 @@ def by_hand(model: MLP, images: data.Dataset, options: argparse.Namespace) -> No
                 evaluation = float(F.accuracy(model(xv), yv).array)
             if watch:
                 watch.evaluation(accuracy=evaluation, examples=len(yv))
-            print(f"epoch {epoch:2}: training accuracy {correct / len(y):.3f}, evaluation accuracy {evaluation:.3f}")
+            training_accuracy = correct / len(y)
+            print(
+                f"epoch {epoch:2}: training accuracy {training_accuracy:.3f}, evaluation accuracy {evaluation:.3f}",
+                flush=True,
+            )
 
 
 def with_trainer(model: MLP, images: data.Dataset, options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-EPOCHS = 6
+TRAINING = ["--batch", "200", "--epochs", "5"]
 PARTS = {
     "shared": "1. Two layers share one BatchNormalization link. Training looks perfect, evaluation does not.",
     "separate": "2. The same program with a link for each layer. Nothing to say is the right thing to say.",
@@ -24,7 +24,7 @@ def main(log_dir: str) -> int:
     for bn, title in PARTS.items():
         print(f"\n{title}\n", flush=True)
         run = str(Path(log_dir) / bn)
-        status: int = chainer_mnist_mlp.main(["--bn", bn, "--epochs", str(EPOCHS), "--log-dir", run])
+        status: int = chainer_mnist_mlp.main(["--bn", bn, *TRAINING, "--log-dir", run])
         if status:
             return status
     print("\nBoth runs as TensorBoard shows them:")

@@ -61,7 +61,7 @@ class Progress(keras.callbacks.Callback):
 
 def options(downloads: Mapping[str, data.Download]) -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = data.parser(__doc__, downloads, epochs=5, batch=32)
+    parser: argparse.ArgumentParser = data.parser(__doc__, downloads, epochs=5, batch=32)
     parser.add_argument("--no-bn", action="store_true", help="without batch normalization")
     parser.add_argument("--axis", type=int, choices=[1, 3, -1], default=-1, help="of batch normalization")
     parser.add_argument("--symmetric-input", action="store_true", help="inputs from -1 to 1 instead of 0 to 1")

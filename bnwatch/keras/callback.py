@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bnwatch.keras.tap import Statistics
 
 
-class BatchNormWatch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+class BatchNormWatch(keras.callbacks.Callback):
     """Watches the batch-normalization layers of a model while it trains in ``fit``.
 
     Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,

@@ -86,7 +86,7 @@ class Kept:
         )
 
     def batches(self, split: Split, limit: int) -> Sequence[Batch]:
-        """Return the newest whole batches of at most ``limit`` examples, one at least.
+        """Return the newest whole batches of at most ``limit`` examples, one at least, in the order they came.
 
         Raises:
             ExperimentNotPossibleError: none was kept, or their targets are no classes.
@@ -99,7 +99,7 @@ class Kept:
             if size(data) + sum(len(batch.labels) for batch in chosen) > limit:
                 break
             chosen.append(batch_of(data, split))
-        return chosen
+        return chosen[::-1]
 
 
 def size(data: Any) -> int:

@@ -51,7 +51,7 @@ class Watched:
 
     def statistics(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return the running mean and variance as they are now."""
-        return np.asarray(self.layer.moving_mean), np.asarray(self.layer.moving_variance)
+        return self.layer.moving_mean.value.numpy(), self.layer.moving_variance.value.numpy()
 
     def pristine(self) -> bool:
         """Return whether the running statistics are exactly those the layer starts from."""

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from bnwatch.keras.layers import Watched
 
-EXAMPLES = 32
-"""Examples of a batch that a look takes: whether anything varies across them is plain from a few."""
-
 
 class Looking:
     """Looks at the output of every layer, in the order of execution; compiled once."""
@@ -32,7 +29,7 @@ class Looking:
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[LayerLook, ...]:
         """Return the looks on a batch."""
-        table, gradients = self._function(*cut((inputs, targets)))
+        table, gradients = self._function(inputs, targets)
         looks = []
         for (path, layer, units), row, gradient in zip(self._names, table.numpy(), gradients.numpy(), strict=True):
             known = self._gradients and bool(layer.trainable_weights)
@@ -92,11 +89,6 @@ def kind_of(layer: Any) -> str:
     """Return the class name, with the activation where the layer has one: ``Dense relu``."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
     return type(layer).__name__ if activation == "linear" else f"{type(layer).__name__} {activation}"
-
-
-def cut(data: Any) -> Any:
-    """Return the first examples of a batch."""
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[:EXAMPLES], data)
 
 
 def _observed(layer: Any, path: str, seen: list[tuple[str, Any, Any]], graph: Any) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.keras.experiments import Given, KerasLaboratory, probes
 from bnwatch.keras.keep import Kept
 from bnwatch.keras.session import EXPERIMENT_SECONDS, EXPERIMENT_SHARE, FINAL_SECONDS, attachment
-from bnwatch.keras.tap import Tap
+from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot
 from bnwatch.watch import Watch
 
@@ -47,6 +47,7 @@ class LoopWatch:
     def __enter__(self) -> LoopWatch:  # noqa: PYI034 - Self needs Python 3.11
         """Attach to the model."""
         with self.watch.guard("attaching to the model"):
+            heal(self._model)
             tap = Tap(self._model, self.watch.guard, lanes=True)
             tap.attach()
             self._tap = tap

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from bnwatch.evidence import ExperimentNotPossibleError
 from bnwatch.keras.swap import normalizing
 
 if TYPE_CHECKING:
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
     from bnwatch.keras.swap import Mode
 
 
+ESSENCE = 200
+"""Characters of an error message that are passed on."""
+
+
 class Quiet:
     """A function on a model, compiled once, after which every variable holds what it held before.
 
     Inference may move state that training uses: a layer that always samples advances its seed, a loss of several
-    outputs keeps means. Which variables a function can reach at all is read off its graph; most reach none that could move.
+    outputs keeps means. Which variables a function can reach at all is read off its graph; most reach none that could
+    move.
     """
 
     def __init__(self, model: Any, body: Callable[..., Any], known: Sequence[Watched]) -> None:
@@ -32,18 +38,39 @@ class Quiet:
         self._state: dict[int, list[Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the function."""
-        # asked for first: the trace alone shows what there is to preserve
-        graph = self._function.get_concrete_function(*arguments).graph
-        if id(graph) not in self._state:
-            self._state[id(graph)] = self._reached(graph)
-        with preserved(self._state[id(graph)]):
-            return self._function(*arguments)
+        """Run the function.
+
+        Raises:
+            ExperimentNotPossibleError: the model cannot be run like this.
+        """
+        try:
+            # asked for first: the trace alone shows what there is to preserve
+            graph = self._function.get_concrete_function(*_any_batch(arguments)).graph
+            if id(graph) not in self._state:
+                self._state[id(graph)] = self._reached(graph)
+            with preserved(self._state[id(graph)]):
+                return self._function(*arguments)
+        except Exception as error:  # a user's model may do anything: that it cannot be tried is a finding, no failure
+            msg = f"the model could not be run for an experiment ({type(error).__name__}: {_essence(str(error))})"
+            raise ExperimentNotPossibleError(msg) from error
 
     def _reached(self, graph: Any) -> list[Any]:
         reached = {id(outside) for outside, _ in graph.captures}
         state = [v for v in _state_of(self._model) if id(v) not in self._known]
         return [v.value for v in state if id(v.value.handle) in reached]
+
+
+def _essence(message: str) -> str:
+    """Return on one line what went wrong in a user's layer; Keras and autograph tell where it was around that."""
+    told = " ".join(message.split()).partition("Arguments received")[0].strip()
+    return told if len(told) <= ESSENCE else f"...{told[-ESSENCE:]}"
+
+
+def _any_batch(arguments: Any) -> Any:
+    """Return the types of the arguments for any number of examples: the odd last batch needs no trace of its own."""
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), arguments
+    )
 
 
 @contextmanager

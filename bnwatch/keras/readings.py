@@ -57,7 +57,7 @@ def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
 def examples_behind(model: Any) -> int:
     """Return over how many examples the loss was averaged since the metrics were reset; 0 when Keras does not count."""
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
-    return 0 if count is None else int(float(count))
+    return 0 if count is None else int(count.value)
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ from bnwatch.keras import readings
 from bnwatch.keras.experiments import KerasLaboratory, probes
 from bnwatch.keras.functions import Functions, retracing_changes_training
 from bnwatch.keras.keep import EXAMPLES, Keeper
-from bnwatch.keras.tap import Tap
+from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import Attachment, StepSnapshot
 
 if TYPE_CHECKING:
@@ -52,11 +52,15 @@ class Attached:
         self.tap = Tap(model, watch.guard)
         self.training = Keeper(watch.guard) if keep else None
         self.evaluation = Keeper(watch.guard) if keep else None
-        self._functions: Functions | None = None
         self.tap.release = self.detach
-        self.tap.attach(known)
-        self._functions = Functions(model)
-        self._functions.make(self.training, self.evaluation)
+        heal(model)
+        self._functions: Functions | None = Functions(model)
+        try:
+            self.tap.attach(known)
+            self._functions.make(self.training, self.evaluation)
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Leave the model as it was; a second call does nothing."""
@@ -67,6 +71,12 @@ class Attached:
             self.known = self.tap.detach()
         finally:
             functions.restore()
+
+
+def _left_behind(attached: Attached, watch: Watch) -> None:
+    """Detach what a training that raised has left, when its watch goes."""
+    with watch.guard("detaching from the model"):
+        attached.detach()
 
 
 class Session:
@@ -84,7 +94,7 @@ class Session:
         self.model, self.watch, self.steps = model, watch, steps
         keep = watch.experiments and watch.probe is None
         self._attached = Attached(model, watch, known, keep=keep)
-        self.finalizer = weakref.finalize(self, self._attached.detach)
+        self._finalizer = weakref.finalize(self, _left_behind, self._attached, watch)
         self.tap = self._attached.tap
         self.lab = KerasLaboratory(model, self._shelves())
         self._opened = False
@@ -167,7 +177,7 @@ class Session:
 
     def detach(self) -> Statistics:
         """Leave the model as it was; return the running statistics, to go on counting in the next ``fit``."""
-        self.finalizer()
+        self._finalizer()
         self.lab.release()
         return self._attached.known
 

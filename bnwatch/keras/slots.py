@@ -23,8 +23,8 @@ T = TypeVar("T")
 def outside_of_functions(create: Callable[[], T]) -> T:
     """Return what ``create`` returns, run outside of any function that TensorFlow is tracing.
 
-    Variables made under ``tf.init_scope`` still pass the creators of the function being traced, and make TensorFlow trace
-    it once more. Another thread stands in no scope at all.
+    Variables made under ``tf.init_scope`` still pass the creators of the function being traced, and make TensorFlow
+    trace it once more. Another thread stands in no scope at all.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(create).result()

@@ -62,7 +62,6 @@ class Tap:
         Args:
             known: running statistics and updates at the end of an earlier watch, to go on counting where nothing moved.
         """
-        heal(self.model)
         for watched in self.layers:
             watched.updates = _updates_so_far(watched, known or {})
             watched.layer.__dict__["_moments"] = self._hooked(watched)

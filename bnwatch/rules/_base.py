@@ -12,6 +12,11 @@ from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity, Table
+    from bnwatch.evidence import Cells
+
+
+INNOCENT = 0.05
+"""p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,23 @@ class Rule:
     def page(self) -> str:
         """Return the rule's page, Markdown."""
         return (resources.files("bnwatch.rules") / "pages" / f"{self.id}.md").read_text(encoding="utf-8")
+
+
+def innocence(cells: Cells | None) -> tuple[str, ...]:
+    """Return the note that clears the running statistics where the cells do, none where they do not or are missing."""
+    if cells is None:
+        return ()
+    split, row = next(cells.rows())
+    batch, running = row["batch"], row["running"]
+    gained, p = batch.gain_over(running)
+    if gained > 0.0 and p < INNOCENT:
+        return ()
+    return (
+        (
+            f"the running statistics are innocent: the same {batch.examples:,} {split} examples give "
+            f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics"
+        ),
+    )
 
 
 def rule(

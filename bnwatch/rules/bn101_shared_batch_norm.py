@@ -43,12 +43,16 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 evidence=evidence,
                 table=_table(spec.path, apart),
                 notes=(
-                    f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
-                    "normalizes all of them with one mixture, which fits none",
+                    (
+                        f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
+                        "normalizes all of them with one mixture, which fits none"
+                    ),
                 ),
                 helps=(
-                    "give each call site its own BatchNormalization layer (they may share gamma and beta, "
-                    "but not running statistics)",
+                    (
+                        "give each call site its own BatchNormalization layer (they may share gamma and beta, "
+                        "but not running statistics)"
+                    ),
                 ),
             )
         else:

@@ -31,8 +31,10 @@ def training_mode_evaluation(signals: Signals, _: Limits) -> Iterator[Finding | 
             "watched": Quantity(len(signals.specs), "layers"),
         },
         notes=(
-            "the result of each example then depends on the other examples of its batch, and, where the layer also "
-            "updates, evaluation data leak into the running statistics",
+            (
+                "the result of each example then depends on the other examples of its batch, and, where the layer also "
+                "updates, evaluation data leak into the running statistics"
+            ),
         ),
         helps=(
             "Chainer: evaluate inside `with chainer.using_config('train', False):`",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from bnwatch import moments
@@ -29,38 +31,54 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     if not signals.evaluations:
         yield Skipped("BN201", "no evaluation was seen")
         return
-    sites = [s for s in signals.sites() if s.site.index == 0 and not s.flag & Flag.UNMOVED]
-    if sites and all(s.initial_weight != s.initial_weight for s in sites):  # noqa: PLR0124 - NaN: updates unknown
+    sites = [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+    if sites and all(math.isnan(s.updates) for s in sites):
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
-    unsettled = [s for s in sites if s.initial_weight > limits["weight"] and _moved_by_initial(s) > limits["shift"]]
+    left = {s.spec.path: moments.initial_weight(s.spec.decay, n) for s, n in _updates(signals, sites)}
+    unsettled = [
+        s for s in sites if left.get(s.spec.path, 0.0) > limits["weight"] and _moved_by_initial(s) > limits["shift"]
+    ]
     if not unsettled:
         return
-    worst = max(unsettled, key=lambda s: s.initial_weight)
+    worst = max(unsettled, key=lambda s: left[s.spec.path])
+    weight = left[worst.spec.path]
+    updates = next(n for s, n in _updates(signals, [worst]))
     settled_at = moments.updates_until(worst.spec.decay, limits["weight"])
     costs = _costs_accuracy(signals, limits["alpha"])
     evaluation = signals.evaluations[-1]
     yield Finding(
         subject="model",
         severity=Severity.WARNING if costs else Severity.INFO,
-        message=f"evaluation ran while moving averages still held {worst.initial_weight:.0%} of their initial values",
+        message=f"evaluation ran while moving averages still held {weight:.0%} of their initial values",
         evidence={
-            "initial_weight": Quantity(worst.initial_weight, "of the initial value left"),
-            "updates": Quantity(worst.updates, f"at decay {worst.spec.decay:g}"),
+            "initial_weight": Quantity(weight, "of the initial value left"),
+            "updates": Quantity(updates, f"at decay {worst.spec.decay:g}"),
             "settled_after": Quantity(settled_at, f"updates, below {limits['weight']:.0%}"),
             "layers": Quantity(len(unsettled), f"of {len(sites)} unsettled"),
             **({"evaluation_accuracy": Quantity(evaluation.accuracy)} if evaluation.accuracy is not None else {}),
         },
-        notes=(
-            f"{worst.spec.decay:g}^{worst.updates:.0f} = {worst.initial_weight:.3g}; "
-            "this clears by itself as training goes on",
-        ),
+        notes=(f"{worst.spec.decay:g}^{updates:.0f} = {weight:.3g}; this clears by itself as training goes on",),
         helps=(
             f"first trust evaluation after update {settled_at}",
-            f"or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in {moments.updates_until(0.9, limits['weight'])} "
-            "updates",
+            (
+                "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in "
+                f"{moments.updates_until(0.9, limits['weight'])} updates"
+            ),
         ),
     )
+
+
+def _updates(signals: Signals, sites: list[SiteSignals]) -> Iterator[tuple[SiteSignals, float]]:
+    """Yield how often each layer had been updated when the latest evaluation ran: once a call, each step."""
+    table = signals.table
+    if table is None:
+        return
+    calls = Counter(site.layer for site in table.sites if site.replica == 0)
+    steps = signals.evaluations[-1].step - table.step
+    for site in sites:
+        if not math.isnan(site.updates):
+            yield site, max(0.0, site.updates + steps * calls[site.spec.path])
 
 
 def _moved_by_initial(site: SiteSignals) -> float:

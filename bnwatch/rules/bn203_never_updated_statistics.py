@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 )
 def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Batch statistics vary from step to step, and the running statistics are bitwise unmoved."""
+    stuck = [s for s in signals.sites(Flag.UNMOVED) if s.flag & Flag.BATCH_VARIED and s.site.index == 0]
     seen = len(signals.tables)
+    if stuck and signals.table is not None:
+        # flags count from the first sample with these layers
+        now = signals.table.sites
+        seen = sum(1 for _ in takewhile(lambda table: table.sites == now, reversed(signals.tables)))
     if signals.table is not None and signals.table.sites and seen < limits["samples"]:
         yield Skipped("BN203", f"{seen} of {limits['samples']:.0f} samples seen")
         return
-    stuck = [s for s in signals.sites(Flag.UNMOVED) if s.flag & Flag.BATCH_VARIED and s.site.index == 0]
     for site in stuck:
         initial = bool(site.flag & Flag.INITIAL)
         frozen = not site.spec.trainable
@@ -41,15 +46,20 @@ def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Findi
                 "decay": Quantity(site.spec.decay, "weight of the old value"),
             },
             notes=(
-                "training normalizes with batch statistics, evaluation with running statistics that were never made "
-                "from these data",
+                (
+                    "training normalizes with batch statistics, evaluation with running statistics that take in "
+                    "nothing of these data"
+                ),
             ),
             helps=(
                 ("a decay of 1 never takes anything in: use 0.9 to 0.99",)
                 if site.spec.decay >= 1.0
                 else (
-                    "check that the update of the running statistics runs in each training step "
-                    "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new non-trainable variables)",
+                    (
+                        "check that the update of the running statistics runs in each training step "
+                        "(TensorFlow 1: the update ops; a loop of your own on JAX: assign the new "
+                        "non-trainable variables)"
+                    ),
                 )
             ),
         )

@@ -35,8 +35,10 @@ def single_sample_batch(signals: Signals, limits: Limits) -> Iterator[Finding | 
                 "effective_samples": Quantity(1, "needed at least 2 for a variance"),
             },
             notes=(
-                "with one element the batch mean is the element itself and the batch variance is 0; the running "
-                f"variance decays to 0 as {site.spec.decay:g}^n",
+                (
+                    "with one element the batch mean is the element itself and the batch variance is 0; the running "
+                    f"variance decays to 0 as {site.spec.decay:g}^n"
+                ),
             ),
             helps=(
                 "train with batches of several examples (16 or more)",

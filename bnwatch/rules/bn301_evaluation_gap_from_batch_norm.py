@@ -49,11 +49,9 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         evidence={
             "cost": Quantity(cost, f"of {split} accuracy"),
             "p_value": Quantity(p, "that chance explains it (paired, McNemar)"),
-            **{
-                f"{name}_{column}": Quantity(cell.accuracy, f"on {cell.examples} examples", cell.interval)
-                for name, measured in rows.items()
-                for column, cell in measured.items()
-            },
+            "accuracy": Quantity(
+                row["running"].accuracy, f"on {split} data with running statistics", row["running"].interval
+            ),
         },
         table=_table(cells),
         notes=_notes(cells, restored=restored),
@@ -61,8 +59,10 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
             ("re-estimate the running statistics over training data with frozen weights before evaluating",)
             if restored
             else (
-                "look for two kinds of data behind one set of running statistics: a layer called at several places, "
-                "batches that alternate, batches of one class",
+                (
+                    "look for two kinds of data behind one set of running statistics: a layer called at several "
+                    "places, batches that alternate, batches of one class"
+                ),
             )
         ),
     )
@@ -74,9 +74,9 @@ def _suspicion(signals: Signals, alpha: float) -> str | None:
         return None
     found = gap(signals.evaluations[-1])
     if found is not None and found[0] > 0.0 and found[1] < alpha:
-        return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; the experiment is to come"
+        return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
     if any(apart is not None and apart.differ(alpha) for _, _, apart in signals.shared()):
-        return "a layer is shared by call sites that differ; the experiment is to come"
+        return "a layer is shared by call sites that differ; what explains it is not measured yet"
     return None
 
 
@@ -92,7 +92,9 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
         if restored
         else "so one mean and variance a channel cannot describe what this layer sees: it is a mixture"
     )
-    notes = [f"{where}, {meaning}"] if cells.training else []
+    notes = ["the weights and the examples are the same, so nothing but the statistics makes the difference"]
+    if cells.training:
+        notes.append(f"{where}, {meaning}")
     if cells.missing:
         notes.append(f"measured on part of the data only: {cells.missing}")
     return tuple(notes)
@@ -100,11 +102,11 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
 
 def _table(cells: Cells) -> Table:
     return Table(
-        ("accuracy on", "batch statistics", "running statistics", "re-estimated", "examples"),
+        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
         tuple(
             (
                 f"{split} data",
-                *(f"{row[column].accuracy:.1%}" if column in row else "not measured" for column in COLUMNS),
+                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
                 float(row["running"].examples),
             )
             for split, row in cells.rows()

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Cells
     from bnwatch.records import EvaluationRecord
     from bnwatch.signals import Signals
 
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
     "BN302",
     "chance-level-accuracy",
     severity=Severity.ERROR,
-    causes=("BN306", "BN401"),
+    causes=("BN203", "BN301", "BN306", "BN401"),
     alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
+    margin=Threshold(0.05, "convention", "share above chance that the number of examples must be able to tell from it"),
 )
 def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training and evaluation accuracy are what guessing gives."""
@@ -50,6 +50,10 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if not constant and stuck < limits["patience"]:
         yield Skipped("BN302", f"at chance for {stuck} evaluations; whether the output varies is not known", "look")
         return
+    examples = max(last.examples, last.train_examples if last.train_accuracy is not None else 0)
+    if not constant and moments.binomial_interval(chance, examples)[1] - chance > limits["margin"]:
+        yield Skipped("BN302", f"{examples} examples are too few to tell guessing from a slow start")
+        return
     cells = signals.cells
     if cells is None or cells.step < evaluations[-stuck].step:
         cells = None
@@ -69,15 +73,18 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
             **({"training_accuracy": Quantity(last.train_accuracy)} if last.train_accuracy is not None else {}),
         },
         notes=(
+            *_odds(last, chance),
             *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
-            *_innocence(cells),
+            *innocence(cells),
         ),
         helps=(
             ("look at that layer and at what feeds it",)
             if first
             else (
-                "check that labels match their examples, and that loss and output layer fit each other "
-                "(softmax with from_logits=False, none with from_logits=True)",
+                (
+                    "check that labels match their examples, and that loss and output layer fit each other "
+                    "(softmax with from_logits=False, none with from_logits=True)"
+                ),
                 "try to overfit one batch of 32 examples: a network that cannot has a learning rate or a wiring fault",
             )
         ),
@@ -101,15 +108,10 @@ def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> boo
     )
 
 
-def _innocence(cells: Cells | None) -> tuple[str, ...]:
-    """Say what the cells say of the running statistics."""
-    if cells is None:
+def _odds(last: EvaluationRecord, chance: float) -> tuple[str, ...]:
+    if last.accuracy is None:
         return ()
-    _, row = next(cells.rows())
-    gained, p = row["batch"].gain_over(row["running"])
-    if gained > 0.0 and p < 1e-3:
-        return (f"with batch statistics the same examples give {row['batch'].accuracy:.1%}",)
+    p = moments.binomial_survival(round(last.accuracy * last.examples), last.examples, chance)
     return (
-        f"the running statistics are innocent: the same {row['batch'].examples:,} examples give "
-        f"{row['batch'].accuracy:.1%} with batch statistics and {row['running'].accuracy:.1%} with running statistics",
+        f"always naming the most frequent class is right for {chance:.1%}; guessing gets this far with p = {p:.2g}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "dead-bottleneck",
     severity=Severity.ERROR,
     zero=Threshold(0.99, "measured", "share of examples with every unit at zero; nets that learn stay below .01"),
-    looks=Threshold(2, "measured", "looks in a row; a single one may be a passing state"),
+    looks=Threshold(2, "measured", "sampled steps in a row; at a single one it may be a passing state"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
 )
 def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
@@ -34,34 +34,39 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
     since = len(looks) - 1
     while since > 0 and (_find(looks[since - 1], dead.path) or dead).zero_samples >= limits["zero"]:
         since -= 1
-    held = len(looks) - since
-    gradient = _gradient(looks[-1], dead.path)
-    if held < limits["looks"] or gradient is None:
-        yield Skipped("BN306", f"`{dead.path}` was found dead in {held} looks; gradients are to be seen", "gradients")
+    steps = {look.step for look in looks[since:]}
+    last = looks[-1]
+    measured = [layer for layer in last.up_to(dead.path) if layer.gradient is not None]
+    if len(steps) < limits["looks"] or not measured:
+        yield Skipped("BN306", f"`{dead.path}` was seen dead at {len(steps)} steps; more is to be seen", "gradients")
         return
+    gradient = max(layer.gradient or 0.0 for layer in measured)
     if gradient != 0.0:
         return
-    died = looks[since].step
-    alive = looks[since - 1].step if since else 0
-    when = f"since step {died}" + (f" (alive at step {alive})" if alive else "")
+    feeding = measured[-1].path
+    where = f"`{feeding}`" + (f" (behind its activation `{dead.path}`)" if feeding != dead.path else "")
+    died, alive = looks[since].step, looks[since - 1].step if since else 0
+    when = f"since step {died}" + (f", alive at step {alive}" if since else "")
     yield Finding(
-        subject=dead.path,
-        message=f"all {dead.units} units of `{dead.path}` are zero for every example {when}: "
-        "the output of the network is a constant and no gradient flows back",
+        subject=feeding,
+        message=f"all {dead.units} units of {where} are zero for every example {when}: "
+        "the network gives one constant output and no gradient flows back",
         evidence={
-            "zero_samples": Quantity(dead.zero_samples, f"of {looks[-1].examples} training examples all zero"),
-            "dead_since": Quantity(died, "training step"),
-            "last_alive": Quantity(alive, "training step"),
-            "gradient": Quantity(gradient, f"largest absolute gradient at and before `{dead.path}`"),
+            "zero_samples": Quantity(dead.zero_samples, f"share of {last.examples} training examples, every unit zero"),
+            "dead_since": Quantity(died, "first step at which it was seen dead"),
+            **({"last_alive": Quantity(alive, "last step at which it was seen alive")} if since else {}),
+            "gradient": Quantity(gradient, f"largest absolute gradient of the parameters up to `{feeding}`"),
         },
         notes=(
-            "an activation that is zero for every example has gradient zero: the layers in front of it no longer "
-            "learn, and no later step can revive it",
-            *_innocence(signals),
+            (
+                "where an activation is zero for every example its gradient is zero: the layers in front of it no "
+                "longer learn, and no later step can revive it"
+            ),
+            *innocence(signals.cells if signals.cells and signals.cells.step >= died else None),
         ),
         helps=(
-            "put global average pooling in place of Flatten in front of it: fewer inputs, a smaller step",
-            f"or put batch normalization between `{dead.path}` and its ReLU",
+            f"put global average pooling in place of Flatten in front of `{feeding}`: fewer inputs, smaller steps",
+            f"or put batch normalization between `{feeding}` and its ReLU",
             "or use LeakyReLU there",
             "a smaller learning rate only delays it",
         ),
@@ -77,25 +82,3 @@ def _dead(look: Look, limits: Limits) -> LayerLook | None:
 
 def _find(look: Look, path: str) -> LayerLook | None:
     return next((layer for layer in look.layers if layer.path == path), None)
-
-
-def _gradient(look: Look, path: str) -> float | None:
-    """Return the largest gradient of the layers up to and including the dead one; None where it was not measured."""
-    seen: float | None = None
-    for layer in look.layers:
-        if layer.gradient is not None:
-            seen = max(seen or 0.0, layer.gradient)
-        if layer.path == path:
-            break
-    return seen
-
-
-def _innocence(signals: Signals) -> tuple[str, ...]:
-    cells = signals.cells
-    if cells is None or not cells.training:
-        return ()
-    batch, running = cells.training["batch"], cells.training["running"]
-    return (
-        f"the running statistics are innocent: {batch.examples:,} training examples give {batch.accuracy:.1%} with "
-        f"batch statistics and {running.accuracy:.1%} with running statistics",
-    )

@@ -165,7 +165,7 @@ def test_population_restores_bits_and_identity_also_after_an_error(bn: Any) -> N
     lab = laboratory(model)
     arrays = [(layer.avg_mean, layer.avg_var) for layer in (model.bn1, model.bn2)]
     before = state_of(model)
-    with pytest.raises(ZeroDivisionError), lab.population(batches):  # noqa: PT012 - what is inside is the point
+    with pytest.raises(ZeroDivisionError), lab.population(batches):
         z = np.concatenate([b.inputs.args[0].array for b in batches]) @ model.l1.W.array.T + model.l1.b.array
         chunks = np.split(z, 4)
         np.testing.assert_allclose(model.bn1.avg_mean, np.mean([c.mean(0) for c in chunks], 0), rtol=1e-4, atol=1e-5)

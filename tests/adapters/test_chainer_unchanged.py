@@ -85,7 +85,7 @@ def test_values_that_a_model_keeps_are_those_of_the_users_own_pass() -> None:
 
 def test_an_interrupted_loop_leaves_no_hook() -> None:
     model = models.MLP()
-    with pytest.raises(KeyboardInterrupt), bnwatch.chainer.watch(model, None):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), bnwatch.chainer.watch(model, None):
         F.relu(model(models.data()[0]))
         raise KeyboardInterrupt
     assert not chainer.get_function_hooks()

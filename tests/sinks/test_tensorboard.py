@@ -10,7 +10,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -415,6 +414,7 @@ def test_json_of_wrong_types_is_refused_not_raised(tmp_path):
     assert run.problems[0].isprintable()
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -513,12 +513,13 @@ def test_a_file_of_something_else(tmp_path):
         read_runs(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read(tmp_path):
-    sink = record(tmp_path)
-    (path,) = sink.directory.iterdir()
-    path.chmod(0)
-    with pytest.raises(RecordError, match="cannot be read: Permission denied"):
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    record(tmp_path)
+    monkeypatch.setattr("bnwatch.sinks.tensorboard.reader.read_events", refused)
+    with pytest.raises(RecordError, match=r"^'.*' cannot be read: Permission denied$"):
         read_runs(tmp_path)
 
 
@@ -543,9 +544,11 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         TensorBoardSink(f"{tmp_path}/\0")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_directory_that_may_not_be_written(tmp_path):
-    tmp_path.chmod(0o500)
+def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises(PermissionError, match=r"^cannot write the record to '.*': Permission denied$"):
         TensorBoardSink(tmp_path / "run")
 
@@ -601,24 +604,6 @@ def test_a_long_record_of_a_deep_network_is_under_25_megabytes(tmp_path):
     sink.close(samples.report(steps=100))
     once = path.stat().st_size - 90 * sample
     assert 2000 * sample + once < 25e6
-
-
-@pytest.mark.slow
-def test_100_megabytes_are_read_in_about_a_second(tmp_path):
-    pytest.importorskip("google_crc32c")
-    paths = [f"block_{n}/bn" for n in range(200)]
-    sink = TensorBoardSink(tmp_path)
-    table = samples.table(1, *paths)
-    for step in range(1, 11_000):
-        sink.write(dataclasses.replace(table, step=step))
-    (path,) = sink.directory.iterdir()
-    assert path.stat().st_size > 100e6
-    start = time.process_time()
-    (run,) = read_runs(tmp_path)
-    spent = time.process_time() - start
-    assert len(run.tables) == 10_999
-    # 0.6 s where nothing else runs; TensorBoard's own reader takes 19
-    assert spent < 4.0
 
 
 def test_nothing_imports_tensorflow(tmp_path):

@@ -5,8 +5,6 @@ serialized `Event`. Each record reaches the file in one write of its own, so a k
 and what a full disk leaves of a record is cut off again.
 """
 
-# ruff: noqa: ANN401 - protobuf classes come without types
-
 from __future__ import annotations
 
 import itertools
@@ -20,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from bnwatch.sinks.tensorboard.checksum import masked
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 SUFFIX = ".bnwatch"
@@ -30,28 +30,11 @@ SUFFIX = ".bnwatch"
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
-
-try:
-    import google_crc32c
-
-    crc32c: Callable[[bytes], int] = google_crc32c.value
-    FAST_CRC = google_crc32c.implementation == "c"
-except ImportError:
-    from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
-
-    crc32c = pywrap_tensorflow.crc32c
-    FAST_CRC = False
-    """False where only a pure Python CRC is to be had, at about 5 MB/s."""
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class CorruptRecordError(ValueError):
     """What follows in an event file cannot be read; the message says where and why."""
-
-
-def masked(data: bytes) -> int:
-    """Return the CRC32C of ``data``, rotated and offset as event files store it."""
-    crc = crc32c(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(payload: bytes) -> bytes:
@@ -118,7 +101,7 @@ class EventFile:
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
         name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER)}{SUFFIX}"
         self.path = self.directory / name
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._descriptor = os.open(self.path, _FLAGS, 0o666)
         self._size = 0
         self.generation += 1
         version = frame(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
@@ -155,8 +138,6 @@ class EventFile:
 def read_events(path: Path) -> Iterator[Any]:
     """Yield the events of a file. A last record that is not all there ends it: it is being written, or never was.
 
-    Payloads are checked by CRC where google-crc32c is installed; lengths always.
-
     Raises:
         OSError: the file cannot be read.
         CorruptRecordError: what follows is damaged; everything before it has been yielded.
@@ -179,7 +160,7 @@ def read_events(path: Path) -> Iterator[Any]:
             footer = file.read(_FOOTER.size)
             if len(footer) < _FOOTER.size:
                 return
-            if FAST_CRC and masked(payload) != _FOOTER.unpack(footer)[0]:
+            if masked(payload) != _FOOTER.unpack(footer)[0]:
                 msg = f"checksum fails at byte {offset:,} of {size:,}"
                 raise CorruptRecordError(msg)
             try:

@@ -1,7 +1,5 @@
 """Reads records back. What a record holds is hostile until its types are checked."""
 
-# ruff: noqa: ANN401 - protobuf classes come without types
-
 from __future__ import annotations
 
 import json
@@ -98,8 +96,9 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
 def _find(top: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for directory, _, names in os.walk(top):
-        files = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
-        if files:
+        paths = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
+        # opening anything but a file may wait for ever
+        if files := [path for path in paths if path.is_file()]:
             found[Path(directory)] = files
     return found
 
@@ -195,9 +194,9 @@ class _Decoder:
         progress = (0.0, math.nan, math.nan, 0.0)
         shared = []
         for value in event.summary.value:
-            tag = value.tag
-            if not tag.startswith("bnwatch/") or not value.HasField("tensor"):
+            if not value.HasField("tensor"):
                 continue
+            tag = value.tag
             if tag.startswith(schema.STATS):
                 layout = self._layout(tag, value)
                 table = layout, layout.arranged(_floats(value.tensor), STATISTICS)
@@ -252,7 +251,7 @@ class _Decoder:
 
 
 def _floats(tensor: Any) -> NDArray[np.float32]:
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.dtype != DT_FLOAT or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004
         msg = "a table is no matrix of float32"
         raise SchemaError(msg)

@@ -13,8 +13,6 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
 
-# ruff: noqa: ANN401 - JSON has no types until they are checked
-
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
@@ -142,10 +140,10 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "rows": {
             split: {
                 statistics: {
-                    "accuracy": cell.accuracy,
+                    "accuracy": json_number(cell.accuracy),
                     "examples": cell.examples,
-                    "largest_share": cell.largest_share,
-                    "majority": cell.majority,
+                    "largest_share": json_number(cell.largest_share),
+                    "majority": json_number(cell.majority),
                     "gains": {
                         other: [json_number(part) for part in cell.gain_over(row[other])]
                         for other in row

@@ -1,7 +1,5 @@
 """Writes the record of a run as TensorBoard event files."""
 
-# ruff: noqa: ANN401 - protobuf classes come without types
-
 from __future__ import annotations
 
 import logging
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
     from bnwatch.diagnosis import Report
     from bnwatch.records import CallSite, LayerSpec
-    from bnwatch.signals import SharedSites
     from bnwatch.sinks import Item
 
 SUBDIRECTORY = "bnwatch"
@@ -61,18 +58,22 @@ class TensorBoardSink:
         self.directory = Path(log_dir) / SUBDIRECTORY
         try:
             self._file = EventFile(self.directory)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:
+            kind = type(error) if isinstance(error, OSError) else OSError
+            reason = getattr(error, "strerror", None) or str(error)
             msg = f"cannot write the record to {str(self.directory)!r}: {reason}"
-            raise type(error)(msg) from None
+            raise kind(msg) from None
         self._step: int | None = None
         self._generation = self._file.generation
         self._described: set[str] = set()
         self._waiting: list[Attachment | Skipped] = []
         self._specs: dict[str, LayerSpec] = {}
-        self._layouts: dict[object, tuple[str, str]] = {}
+        self._sites: tuple[CallSite, ...] | None = None
+        self._stats = "", ""
+        self._shared: dict[str, tuple[str, str]] = {}
         self._samples = 0
-        self._chosen: tuple[str, ...] = ()
+        self._chosen: dict[str, str] = {}
+        self._rows: dict[str, NDArray[np.bool_]] = {}
         self._texts: dict[str, tuple[int, list[str]]] = {}
         self._closed = False
 
@@ -82,7 +83,7 @@ class TensorBoardSink:
             return
         if isinstance(item, Attachment):
             self._specs.update({spec.path: spec for spec in item.layers})
-            self._layouts.clear()
+            self._sites = None
         if isinstance(item, (Attachment, Skipped)):
             # without a step there is nothing yet to tell a reader where this file takes up the run
             if self._step is None:
@@ -167,7 +168,7 @@ class TensorBoardSink:
         ]
         yield self._tensor(schema.PROGRESS, np.array(progress, np.float64), DT_DOUBLE, '{"schema": 1}')
         for shared in table.shared:
-            tag, content = self._shared_layout(shared)
+            tag, content = self._shared_layout(shared.layer)
             yield self._tensor(tag, shared.values, DT_FLOAT, content)
         if table.accuracy is not None:
             yield _scalar("bnwatch/accuracy/train", table.accuracy)
@@ -175,7 +176,7 @@ class TensorBoardSink:
 
     def _layout(self, sites: tuple[CallSite, ...]) -> tuple[str, str]:
         """Return the tag of tables with these rows, and its metadata."""
-        if sites not in self._layouts:
+        if sites != self._sites:
             layers = list(dict.fromkeys(site.layer for site in sites))
             content = render.dumps(
                 {
@@ -185,17 +186,16 @@ class TensorBoardSink:
                     "layers": [schema.spec_json(self._specs[path]) for path in layers if path in self._specs],
                 }
             )
-            self._layouts[sites] = schema.STATS + schema.digest(content), content
-        return self._layouts[sites]
+            self._stats = schema.STATS + schema.digest(content), content
+            self._sites = sites
+            self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
+        return self._stats
 
-    def _shared_layout(self, shared: SharedSites) -> tuple[str, str]:
-        key = shared.layer
-        if key not in self._layouts:
-            content = render.dumps(
-                {"schema": render.SCHEMA, "layer": shared.layer, "statistics": list(SITE_STATISTICS)}
-            )
-            self._layouts[key] = schema.SITES + schema.digest(content), content
-        return self._layouts[key]
+    def _shared_layout(self, layer: str) -> tuple[str, str]:
+        if layer not in self._shared:
+            content = render.dumps({"schema": render.SCHEMA, "layer": layer, "statistics": list(SITE_STATISTICS)})
+            self._shared[layer] = schema.SITES + schema.digest(content), content
+        return self._shared[layer]
 
     def _worst(self, table: SignalTable) -> Iterator[Any]:
         """Yield how far the worst layer is off, and the same of a few layers that stay the same through the run."""
@@ -207,21 +207,20 @@ class TensorBoardSink:
                 "mean_shift": np.abs(table.column("mean_shift")),
                 "log_std_ratio": np.abs(np.log(table.column("std_ratio"))),
             }
-        paths = {site.layer for site in table.sites}
-        for name, values in measures.items():
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                yield _scalar(f"bnwatch/worst/{name}", float(finite.max()))
-        if not self._chosen and (len(paths) <= _CHOSEN or self._samples >= WINDOW):
-            distance = np.nan_to_num(np.maximum(*measures.values()), nan=np.inf)
-            worst = [table.sites[n].layer for n in np.argsort(-distance, kind="stable")]
-            self._chosen = tuple(dict.fromkeys(worst))[:_CHOSEN]
-        for path in self._chosen:
-            rows = np.array([site.layer == path for site in table.sites])
+        if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
+            self._choose(table.sites, np.nan_to_num(np.maximum(*measures.values()), nan=np.inf))
+        groups = [("worst", np.ones(len(table.sites), np.bool_))]
+        groups += [(f"layer/{name}", self._rows[path]) for path, name in self._chosen.items()]
+        for where, rows in groups:
             for name, values in measures.items():
                 finite = values[rows & np.isfinite(values)]
                 if finite.size:
-                    yield _scalar(f"bnwatch/layer/{safe_path(path)}/{name}", float(finite.max()))
+                    yield _scalar(f"bnwatch/{where}/{name}", float(finite.max()))
+
+    def _choose(self, sites: tuple[CallSite, ...], distance: NDArray[np.floating]) -> None:
+        worst = dict.fromkeys(sites[n].layer for n in np.argsort(-distance, kind="stable"))
+        self._chosen = {path: safe_path(path) for path in list(worst)[:_CHOSEN]}
+        self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
 
     def _diagnosis_text(self, diagnosis: Diagnosis) -> Iterator[Any]:
         # TensorBoard shows one text a tag and step, so those of one step share it; past a few, the report has the rest

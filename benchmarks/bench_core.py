@@ -1,4 +1,4 @@
-"""CPU time of one sample through signals and the whole catalogue, healthy layers: ``python benchmarks/core.py``."""
+"""CPU time of one sample through signals and the whole catalogue, healthy layers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,180 @@
+"""How often the rules that rest on a statistical test raise a false alarm on healthy networks; prints tables.
+
+The figures stand in the pages of the rules. Run from the top of the checkout: python -m benchmarks.false_alarms
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnwatch import moments, testing
+from bnwatch.diagnosis import Severity
+from bnwatch.evidence import Cell, Cells
+from bnwatch.records import EvaluationRecord
+from bnwatch.rules import CATALOGUE, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from bnwatch.signals import Signals
+
+RULES = {rule.id: rule for rule in CATALOGUE}
+LOOKS_FROM = 4
+STEPS = 16
+FIXED = 0.25
+
+
+def alarm(rule_id: str, signals: Signals) -> bool:
+    """Return whether the rule raises a warning or an error."""
+    rule = RULES[rule_id]
+    found = [o for o in rule.check(signals) if isinstance(o, Finding)]
+    return any((finding.severity or rule.severity) >= Severity.WARNING for finding in found)
+
+
+def correlated(channels: int, count: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
+    """Return activations whose channels share nine tenths of their variance."""
+    return lambda rng: rng.normal(size=(count, channels)) + 3.0 * rng.normal(size=(count, 1))
+
+
+def heavy(channels: int, count: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
+    """Return activations with the tails of Student's t with 2.5 degrees of freedom."""
+    return lambda rng: rng.standard_t(2.5, (count, channels))
+
+
+def pixels(channels: int, count: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
+    """Return maps of 16 pixels an example that all but repeat each other: worth a sixteenth of their number."""
+    examples = max(count // 16, 2)
+    return lambda rng: (
+        np.repeat(rng.normal(size=(examples, channels)), 16, axis=0) + rng.normal(0.0, 0.1, (16 * examples, channels))
+    )
+
+
+KINDS = {"normal": testing.normal, "correlated": correlated, "heavy tails": heavy, "pixels": pixels}
+
+
+def shared_layers(seconds: float) -> None:
+    """BN101: healthy layers with two call sites on identically distributed data."""
+    print("BN101, identical sites: share of looks (after 4 to 16 samples) with p below, and of looks with a warning")
+    print(f"{'channels':>8} {'elements':>8} {'activations':<12} {'looks':>6} {'p<.01':>7} {'p<1e-4':>7} "
+          f"{'warning':>8} {'fixed .25':>10}")  # fmt: skip
+    totals = np.zeros(5)
+    for channels in (8, 64, 512, 2048):
+        for count in (8, 32, 128, 512):
+            for kind, draw in KINDS.items():
+                counted, spent, seed = np.zeros(5), time.perf_counter(), 0
+                while time.perf_counter() - spent < seconds:
+                    counted += one_layer(channels, draw(channels, count), seed)
+                    seed += 1
+                totals += counted
+                show(f"{channels:>8} {count:>8} {kind:<12}", counted)
+    show(f"{'all':>8} {'':>8} {'':<12}", totals)
+
+
+def show(head: str, counted: NDArray[np.float64]) -> None:
+    """Print one line of the table."""
+    looks, *hits = counted
+    shares = [f"{100 * hit / looks:>{width - 1}.2f}%" for hit, width in zip(hits, (7, 7, 8, 10), strict=True)]
+    print(f"{head} {looks:>6.0f} {' '.join(shares)}", flush=True)
+
+
+def one_layer(
+    channels: int, draw: Callable[[np.random.Generator], NDArray[np.float64]], seed: int
+) -> NDArray[np.float64]:
+    """Return the looks at one healthy layer, and in how many each criterion was met."""
+    signals, counted = testing.signals(), np.zeros(5)
+    for snapshot in testing.train(testing.layer(channels=channels), draw, draw, steps=STEPS, seed=seed):
+        signals.observe(snapshot)
+        if len(signals.tables) < LOOKS_FROM:
+            continue
+        ((_, _, apart),) = signals.shared()
+        assert apart is not None
+        first, second = (call.batch for call in snapshot.calls)
+        distance = np.abs(first.mean - second.mean) / np.sqrt((first.var + second.var) / 2.0)
+        counted += (1, apart.differ(0.01), apart.differ(1e-4), alarm("BN101", signals), bool((distance > FIXED).any()))
+    return counted
+
+
+def paired_cells(trials: int) -> None:
+    """BN301: two passes over the same examples that are equally good, and differ in some of them."""
+    print(f"\nBN301, equally good statistics, {trials} experiments: share with a warning")
+    print(f"{'examples':>8} {'disagree':>9} {'one split':>10} {'both splits':>12}")
+    rng = np.random.default_rng(0)
+    for examples in (100, 500, 2000):
+        for disagree in (0.05, 0.2):
+            hits = np.zeros(2)
+            for _ in range(trials):
+                rows = [equal_cells(rng, examples, disagree) for _ in range(2)]
+                for number, training in enumerate(({}, rows[0])):
+                    cells = Cells(1, 0, 10, training, rows[1])
+                    hits[number] += alarm("BN301", testing.signals(cells))
+            print(f"{examples:>8} {disagree:>9.0%} {hits[0] / trials:>10.3%} {hits[1] / trials:>12.3%}", flush=True)
+
+
+def equal_cells(rng: np.random.Generator, examples: int, disagree: float) -> dict:  # type: ignore[type-arg]
+    """Return cells of equal expected accuracy, right in different examples."""
+    labels = np.zeros(examples, np.int64)
+    side = rng.random(examples)
+    wrong_batch, wrong_running = side < disagree / 2, side > 1.0 - disagree / 2
+    return {
+        "batch": Cell(wrong_batch.astype(np.int64), labels),
+        "running": Cell(wrong_running.astype(np.int64), labels),
+    }
+
+
+def slow_starts(trials: int) -> None:
+    """BN302: a network that is a little better than guessing, seen at three evaluations in a row."""
+    print(f"\nBN302, ten classes, {trials} networks that learn slowly: share called stuck at chance")
+    print(f"{'examples':>8} " + " ".join(f"{f'accuracy {a:.2f}':>14}" for a in (0.11, 0.12, 0.15, 0.20)))
+    rng = np.random.default_rng(0)
+    for examples in (20, 100, 500, 1000, 10_000):
+        shares = []
+        for accuracy in (0.11, 0.12, 0.15, 0.20):
+            hits = 0
+            for _ in range(trials):
+                seen = rng.binomial(examples, accuracy, (3, 2)) / examples
+                evaluations = [
+                    EvaluationRecord(
+                        n, n, float(held), examples=examples, train_accuracy=float(train), train_examples=examples,
+                        classes=10,
+                    )
+                    for n, (held, train) in enumerate(seen)
+                ]  # fmt: skip
+                hits += alarm("BN302", testing.signals(*evaluations))
+            shares.append(f"{hits / trials:>14.1%}")
+        print(f"{examples:>8} " + " ".join(shares), flush=True)
+
+
+def settled(trials: int) -> None:
+    """BN201: settled layers evaluated with an accuracy gap, and unsettled ones without a gap."""
+    print(f"\nBN201, {trials} trainings of decay 0.9 seen after n updates: share with a finding of any severity")
+    for updates in (10, 20, 28, 29, 40, 100):
+        hits = 0
+        for seed in range(trials):
+            draw = testing.normal(16, 64, mean=1.0)
+            seen = testing.train(testing.layer(channels=16), draw, steps=updates, every=max(1, updates // 5), seed=seed)
+            signals = testing.signals(*seen, EvaluationRecord(updates, 0, 0.5))
+            hits += any(isinstance(o, Finding) for o in RULES["BN201"].check(signals))
+        weight = moments.initial_weight(0.9, updates)
+        print(f"{updates:>8} updates, {weight:>6.2%} initial: {hits / trials:.0%}", flush=True)
+
+
+def main() -> None:
+    """Run all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each kind of shared layer (default: 2)")
+    parser.add_argument("--trials", type=int, default=2000, help="simulated experiments each (default: 2000)")
+    arguments = parser.parse_args()
+    shared_layers(arguments.seconds)
+    paired_cells(arguments.trials)
+    slow_starts(arguments.trials)
+    settled(min(arguments.trials, 200))
+
+
+if __name__ == "__main__":
+    main()

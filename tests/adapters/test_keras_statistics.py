@@ -1,0 +1,219 @@
+"""What the tap reports is what the layer normalized with: against NumPy in float64."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.testing import assert_allclose
+
+from tests.adapters.keras_models import CLASSES, compiled, convolutional, data, faked, layers, make
+
+
+class Recorder(keras.callbacks.Callback):
+    """Keeps, of every step, the weights before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.weights.append(self.model.get_weights())
+
+
+def convolve(x, kernel, bias, padding):
+    return tf.nn.conv2d(x.astype("float64"), kernel.astype("float64"), 1, padding).numpy() + bias
+
+
+def reference(model, weights, x):
+    """Return, in float64, the mean, biased variance and count of every call of the convolutional net in training."""
+    named = dict(zip([w.path for w in model.weights], [w.astype("float64") for w in weights], strict=True))
+    found = []
+
+    def normalize(z, name):
+        axes = tuple(range(z.ndim - 1))
+        mean, var = z.mean(axes), z.var(axes)
+        found.append((mean, var, z.size // z.shape[-1]))
+        return (z - mean) / np.sqrt(var + 1e-3) * named[f"{name}/gamma"] + named[f"{name}/beta"]
+
+    z = convolve(x, named["conv_1/kernel"], named["conv_1/bias"], "SAME")
+    z = np.maximum(normalize(z, "own"), 0)
+    z = normalize(z, "shared")
+    normalize(convolve(z, named["conv_2/kernel"], named["conv_2/bias"], "VALID"), "shared")
+    return found
+
+
+@pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str)
+def test_every_call_site_against_numpy(arguments):
+    x, y = data(80)
+    model = make(lambda: convolutional(dropout=0.0), **arguments)
+    callback, watch = faked(experiments=False)
+    recorder = Recorder()
+    model.fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=0, callbacks=[recorder, callback])
+    assert not watch.faults
+    assert [s.step for s in watch.snapshots] == [1, 2, 3]
+    for number, snapshot in enumerate(watch.snapshots):
+        batch = x[32 * number : 32 * number + 32]
+        expected = reference(model, recorder.weights[number], batch)
+        assert [str(call.site) for call in snapshot.calls] == ["own#0", "shared#0", "shared#1"]
+        for call, (mean, var, count) in zip(snapshot.calls, expected, strict=True):
+            # float32 over up to 2048 elements a channel
+            assert_allclose(call.batch.mean, mean, atol=2e-5)
+            assert_allclose(call.batch.var, var, rtol=1e-4)
+            assert call.batch.count == count
+    assert [call.batch.count for call in watch.snapshots[-1].calls] == [16 * 64, 16 * 64, 16 * 36]
+
+
+def test_running_statistics_and_updates_are_those_after_the_step():
+    x, y = data(96)
+    model = make()
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, batch_size=32, epochs=1, verbose=0, callbacks=[callback])
+    last = {str(call.site): call for call in watch.snapshots[-1].calls}
+    for name in ("own", "shared"):
+        layer = model.get_layer(name)
+        assert_allclose(last[f"{name}#0"].running.mean, layer.moving_mean.numpy(), atol=0)
+        assert_allclose(last[f"{name}#0"].running.var, layer.moving_variance.numpy(), atol=0)
+    assert [[call.running.updates for call in s.calls] for s in watch.snapshots] == [[1, 2, 2], [2, 4, 4], [3, 6, 6]]
+    running = np.zeros(6)
+    for snapshot in watch.snapshots:
+        running = 0.9 * running + 0.1 * snapshot.calls[0].batch.mean
+    assert_allclose(running, last["own#0"].running.mean, rtol=1e-5)
+
+
+def test_the_attachment_says_what_the_layers_are():
+    x, y = data(32)
+    model = make()
+    model.get_layer("own").trainable = False
+    compiled(model)
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    (attachment,) = watch.opened
+    own, shared = attachment.layers
+    assert (own.path, own.kind, own.channels, own.decay, own.epsilon) == ("own", "BatchNormalization", 6, 0.9, 1e-3)
+    assert (own.trainable, shared.trainable, own.bessel_corrected, own.axis) == (False, True, False, (-1,))
+    assert attachment.framework.startswith("keras 3")
+    assert [str(call.site) for call in watch.snapshots[0].calls] == ["shared#0", "shared#1"]
+
+
+def test_updates_are_unknown_where_the_statistics_did_not_start_initial():
+    x, y = data(32)
+    model = make()
+    model.get_layer("own").moving_mean.assign(np.full(6, 0.5))
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    assert [call.running.updates for call in watch.snapshots[0].calls] == [None, 2, 2]
+
+
+def test_a_second_fit_goes_on_counting():
+    x, y = data(64)
+    model = make()
+    callback, watch = faked(experiments=False)
+    for _ in range(2):
+        model.fit(x, y, batch_size=32, verbose=0, callbacks=[callback])
+    assert [s.step for s in watch.snapshots] == [1, 2, 3, 4]
+    assert [s.calls[0].running.updates for s in watch.snapshots] == [1, 2, 3, 4]
+
+
+def test_steps_per_execution_counts_every_step():
+    x, y = data(160)
+    model = make(steps_per_execution=2)
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, batch_size=32, epochs=2, verbose=0, callbacks=[callback])
+    assert [s.step for s in watch.snapshots] == [2, 4, 5, 7, 9, 10]
+    assert watch.snapshots[-1].calls[0].running.updates == 10
+
+
+def test_metrics_are_the_running_means_of_keras():
+    x, y = data(96)
+    model = make()
+    callback, watch = faked()
+    history = model.fit(
+        x, y, batch_size=32, epochs=2, verbose=0, callbacks=[callback], validation_data=(x[:48], y[:48])
+    ).history
+    assert [s.examples for s in watch.snapshots] == [32, 64, 96] * 2
+    for epoch, snapshot in enumerate(watch.snapshots[2::3]):
+        assert snapshot.accuracy == pytest.approx(history["accuracy"][epoch])
+        assert snapshot.loss == pytest.approx(history["loss"][epoch])
+    first, second = watch.evaluations
+    assert (first.step, first.epoch, second.step, second.epoch) == (3, 0, 6, 1)
+    assert second.accuracy == pytest.approx(history["val_accuracy"][1])
+    assert second.train_accuracy == pytest.approx(history["accuracy"][1])
+    assert (second.examples, second.train_examples, second.classes) == (48, 96, CLASSES)
+    assert second.majority == pytest.approx(np.bincount(y[:48]).max() / 48)
+    assert second.batch_statistics == ()
+
+
+def test_evaluation_in_training_mode_is_seen():
+    class Careless(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = layers.Dense(6)
+            self.bn = layers.BatchNormalization(name="bn")
+            self.scores = layers.Dense(CLASSES)
+
+        def call(self, x, training=None):
+            return self.scores(self.bn(self.inner(x), training=True))
+
+    x, y = data(64, shape=(5,))
+    model = make(Careless)
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, verbose=0, callbacks=[callback], validation_data=(x, y))
+    assert not watch.faults
+    assert watch.evaluations[0].batch_statistics == ("bn",)
+    # two training steps: what evaluation updated is no training step
+    assert watch.snapshots[-1].calls[0].running.updates == 2
+
+
+def test_a_model_built_by_its_first_step():
+    x, y = data(64, shape=(5,))
+    model = make(
+        lambda: keras.Sequential([layers.Dense(6), layers.BatchNormalization(name="bn"), layers.Dense(CLASSES)])
+    )
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    assert not watch.faults
+    assert [spec.path for spec in watch.opened[0].layers] == ["bn"]
+    assert [s.calls[0].running.updates for s in watch.snapshots] == [1, 2]
+
+
+def test_nested_models_name_and_count_every_site():
+    inputs = keras.Input((5,))
+    x = layers.BatchNormalization(name="bn")(layers.Dense(5, name="d")(inputs))
+    tower = keras.Model(inputs, x, name="tower")
+    a, b = keras.Input((5,)), keras.Input((5,))
+    joined = layers.BatchNormalization(name="last")(layers.Add()([tower(a), tower(b)]))
+    model = keras.Model([a, b], layers.Dense(CLASSES)(joined))
+    compiled(model)
+    x1, y = data(32, shape=(5,))
+    x2 = data(32, seed=5, shape=(5,))[0]
+    callback, watch = faked(experiments=False)
+    model.fit([x1, x2], y, verbose=0, callbacks=[callback])
+    assert [str(call.site) for call in watch.snapshots[0].calls] == ["tower/bn#0", "tower/bn#1", "last#0"]
+
+
+def test_masked_elements_do_not_count():
+    inputs = keras.Input((6, 3))
+    x = layers.Masking()(inputs)
+    x = layers.BatchNormalization(name="bn")(x)
+    model = compiled(keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x))))
+    x = np.random.default_rng(0).normal(3.0, 1.0, (20, 6, 3)).astype("float32")
+    x[:, 4:] = 0.0
+    callback, watch = faked(experiments=False)
+    model.fit(x, np.zeros(20, int), verbose=0, callbacks=[callback])
+    (call,) = watch.snapshots[0].calls
+    assert not watch.faults
+    assert call.batch.count == 80
+    assert_allclose(call.batch.mean, x[:, :4].astype("float64").mean((0, 1)), rtol=1e-5)
+
+
+def test_layers_that_cannot_be_watched_are_named_with_the_reason():
+    model = compiled(
+        keras.Sequential([keras.Input((5,)), layers.BatchNormalization(renorm=True, name="r"), layers.Dense(CLASSES)])
+    )
+    x, y = data(32, shape=(5,))
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    assert watch.opened[0].layers == ()
+    assert "renormalization" in watch.opened[0].unsupported["r"]

@@ -1,0 +1,151 @@
+import math
+
+import numpy as np
+import pytest
+
+from bnwatch import moments, testing
+from tests.rules import cases
+
+RULE = "BN101"
+LIMITS = {name: threshold.value for name, threshold in cases.rule(RULE).thresholds.items()}
+
+
+def sites(difference, noise, samples=16, spread=1.0):
+    """Two sites whose means differ by ``difference`` plus an alternating ``noise``, whose spreads by ``spread``."""
+    spec = testing.layer(channels=3, epsilon=0.0)
+    steps = []
+    for n in range(1, samples + 1):
+        half = (difference + noise * (-1) ** n) / 2
+        wobble = 1 + 1e-3 * (-1) ** n
+        first = testing.call(spec, mean=3 + n + half, var=spread * wobble)
+        steps.append(testing.snapshot(n, first, testing.call(spec, site=1, mean=3 + n - half, var=1 / spread)))
+    return testing.signals(*steps)
+
+
+def at_p_value(p, samples=16):
+    """F is (n - 1) D^2 / s^2 for a difference D and an alternating noise s; both tests share alpha."""
+    limit = moments.same_sites_limit(p / 2, 2, samples)
+    return sites(1.0, math.sqrt((samples - 1) / limit), samples)
+
+
+def at_shift(shift):
+    """Two means D apart have standard deviation D / sqrt(2)."""
+    return sites(shift * math.sqrt(2), 1e-3)
+
+
+def trained(*draws, steps=40, channels=16, **fields):
+    return testing.signals(*testing.train(testing.layer(channels=channels, **fields), *draws, steps=steps))
+
+
+def drifting(channels=16, count=64):
+    """Two calls a step see the same data, which move from step to step."""
+    calls = iter(range(10**6))
+    return lambda rng: rng.normal(next(calls) // 2 * 0.2, 1.0, (count, channels))
+
+
+def heavy(channels, count):
+    return lambda rng: rng.standard_t(2.5, (count, channels))
+
+
+def correlated(channels, count):
+    return lambda rng: rng.normal(size=(count, channels)) + 3.0 * rng.normal(size=(count, 1))
+
+
+def pictures(channels):
+    """Neighbouring pixels nearly repeat each other: 4 x 256 elements, worth 4 samples or so."""
+    return lambda rng: np.repeat(rng.normal(size=(4, channels)), 256, axis=0) + rng.normal(0, 0.05, (1024, channels))
+
+
+FIRES = {
+    "two means": lambda: trained(testing.normal(16, 64), testing.normal(16, 64, mean=1.0)),
+    "two spreads": lambda: trained(testing.normal(16, 64), testing.normal(16, 64, std=2.0)),
+    "three sites, one apart": lambda: trained(*[testing.normal(16, 64)] * 2, testing.normal(16, 64, mean=1.0)),
+    "Bessel's correction kept": lambda: trained(
+        testing.normal(16, 32), testing.normal(16, 32, mean=0.5), bessel_corrected=True
+    ),
+    "above_samples": lambda: sites(1.0, 1e-3, samples=4),
+    "below_alpha": lambda: at_p_value(LIMITS["alpha"] / 1.1),
+    "above_shift": lambda: at_shift(LIMITS["shift"] * 1.02),
+    "above_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) * 1.03)),
+}
+INFO = {
+    "above_alpha": lambda: at_p_value(LIMITS["alpha"] * 1.1),
+    "below_shift": lambda: at_shift(LIMITS["shift"] / 1.02),
+    "below_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) / 1.03)),
+    "the same data at both sites": lambda: trained(testing.normal(16, 64), testing.normal(16, 64)),
+    "tiny batches": lambda: trained(testing.normal(512, 8), testing.normal(512, 8), channels=512),
+    "heavy tails": lambda: trained(heavy(64, 16), heavy(64, 16), channels=64),
+    "channels that move together": lambda: trained(correlated(64, 16), correlated(64, 16), channels=64),
+    "pixels that repeat each other": lambda: trained(pictures(32), pictures(32), channels=32),
+    "unsettled running statistics": lambda: trained(
+        testing.normal(16, 64, mean=5.0), testing.normal(16, 64, mean=5.0), steps=6, decay=0.99
+    ),
+    "one bitwise the same call twice": lambda: testing.signals(
+        *(
+            testing.snapshot(n, *(testing.call(testing.layer(), site=k, mean=n / 7, var=1 + n / 3) for k in (0, 1)))
+            for n in range(1, 9)
+        )
+    ),
+    "a decay of zero, as in PointNet": lambda: trained(testing.normal(16, 64), testing.normal(16, 64), decay=0.0),
+}
+QUIET = {
+    "one site": lambda: trained(testing.normal(16, 64)),
+    "a site on each replica": lambda: testing.signals(
+        *(
+            testing.snapshot(n, *(testing.call(testing.layer(), replica=k, mean=k + n / 9) for k in (0, 1)))
+            for n in range(1, 9)
+        )
+    ),
+    "nothing seen": testing.signals,
+}
+SKIPS = {
+    "below_samples": (lambda: sites(1.0, 1e-3, samples=3), None),
+    "NaN in the statistics": (
+        lambda: testing.signals(
+            *(
+                testing.snapshot(n, *(testing.call(testing.layer(), site=k, mean=math.nan) for k in (0, 1)))
+                for n in range(1, 9)
+            )
+        ),
+        None,
+    ),
+}
+
+test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
+
+
+def test_both_sites_are_named_with_their_means():
+    ((finding,), _) = cases.look(RULE, FIRES["two means"]())
+    assert [row[0] for row in finding.table.rows] == ["bn#0", "bn#1"]
+    first, second = (row[1] for row in finding.table.rows)
+    assert (first, second) == (pytest.approx(0.0, abs=0.5), pytest.approx(1.0, abs=0.5))
+    assert finding.evidence["between_shift"].value == pytest.approx(1 / math.sqrt(2), rel=0.1)
+    assert finding.evidence["p_value"].value < 1e-4
+
+
+def test_drift_of_both_sites_alike_is_no_difference():
+    draw = drifting()
+    (findings, _) = cases.look(RULE, trained(draw, draw))
+    assert {str(s) for s in cases.severities(RULE, findings)} == {"info"}
+
+
+def healthy(rng):
+    """A draw of one of the kinds that a fixed limit gets wrong: few elements, many channels, tails, correlation."""
+    channels, count = int(rng.choice([8, 64, 512, 2048])), int(rng.choice([8, 32, 128]))
+    kind = rng.choice(["normal", "correlated", "heavy"])
+    return channels, {"normal": testing.normal, "correlated": correlated, "heavy": heavy}[kind](channels, count)
+
+
+def test_healthy_shared_layers_raise_no_false_alarm():
+    """Alpha is 1e-4 a look: 60 layers at 13 looks each should see 0.08 at most, so none is what to expect."""
+    rng = np.random.default_rng(2024)
+    alarms = 0
+    for seed in range(60):
+        channels, draw = healthy(rng)
+        spec, fed = testing.layer(channels=channels), testing.signals()
+        for snapshot in testing.train(spec, draw, draw, steps=16, seed=seed):
+            fed.observe(snapshot)
+            if len(fed.tables) >= LIMITS["samples"]:
+                (findings, _) = cases.look(RULE, fed)
+                alarms += {str(s) for s in cases.severities(RULE, findings)} != {"info"}
+    assert alarms == 0

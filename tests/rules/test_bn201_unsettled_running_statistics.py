@@ -1,0 +1,112 @@
+import pytest
+
+from bnwatch import testing
+from bnwatch.records import EvaluationRecord
+from tests.rules import cases
+
+RULE = "BN201"
+LIMITS = {name: threshold.value for name, threshold in cases.rule(RULE).thresholds.items()}
+# Two samples of 1,000, .8 right in the first: a z test gives p = .00101 at .742 in the second and .00085 at .741.
+CHANCE, LOSS = 0.742, 0.741
+
+
+def evaluation(accuracy=LOSS, step=2):
+    return EvaluationRecord(step, 0, accuracy, examples=1000, train_accuracy=0.8, train_examples=1000)
+
+
+def settling(updates=20, *, decay=0.9, shift=1.0, ratio=1.0, accuracy=LOSS, trainable=True, extra=()):
+    """A layer after ``updates``, its batch mean ``shift`` running standard deviations away, then an evaluation."""
+    spec = testing.layer(decay=decay, epsilon=0.0, trainable=trainable)
+    return testing.signals(
+        testing.snapshot(1, testing.call(spec, running_mean=0.5, updates=updates)),
+        testing.snapshot(2, testing.call(spec, mean=shift, var=ratio**2, updates=updates)),
+        evaluation(accuracy),
+        *extra,
+    )
+
+
+def learning(**fields):
+    spec = testing.layer(channels=8, decay=0.99)
+    return testing.signals(
+        *testing.train(spec, testing.normal(8, 64, mean=3.0), every=10, **fields), evaluation(step=fields["steps"])
+    )
+
+
+FIRES = {
+    "early in a training": lambda: learning(steps=100),
+    # .9^28 = .0523 and .9^29 = .0471
+    "above_weight": lambda: settling(28),
+    "above_shift": lambda: settling(shift=LIMITS["shift"] * 1.01),
+    "above_shift of the spread": lambda: settling(shift=0.0, ratio=1 + LIMITS["shift"] * 1.01),
+    "below_alpha": lambda: settling(accuracy=LOSS),
+    "below_alpha in the cells": lambda: settling(
+        accuracy=0.8, extra=[testing.cells(2, evaluation={"batch": 0.8, "running": 0.78}, examples=500)]
+    ),
+    "training cells where there are no others": lambda: settling(
+        accuracy=0.8, extra=[testing.cells(2, training={"batch": 0.9, "running": 0.5})]
+    ),
+}
+INFO = {
+    "above_alpha": lambda: settling(accuracy=CHANCE),
+    "above_alpha in the cells": lambda: settling(
+        extra=[testing.cells(2, evaluation={"batch": 0.8, "running": 0.782}, examples=500)]
+    ),
+    "augmentation makes training harder than evaluation": lambda: settling(accuracy=0.95),
+    "no accuracy": lambda: settling(accuracy=None),
+}
+QUIET = {
+    "below_weight": lambda: settling(29),
+    "below_shift": lambda: settling(shift=LIMITS["shift"] / 1.01),
+    "below_shift of the spread": lambda: settling(shift=0.0, ratio=1 + LIMITS["shift"] / 1.01),
+    "late in a training": lambda: learning(steps=320),
+    "initial values that happen to fit": lambda: settling(1, shift=0.0),
+    "a decay of zero, as in PointNet": lambda: settling(1, decay=0.0),
+    "statistics that do not move are BN203's": lambda: testing.signals(
+        *(testing.snapshot(n, testing.call(testing.layer(), mean=n, updates=n)) for n in (1, 2, 3)), evaluation()
+    ),
+    "a decay of one takes nothing in": lambda: settling(50, decay=1.0),
+    "nothing watched": lambda: testing.signals(evaluation()),
+}
+SKIPS = {
+    "no evaluation": (lambda: testing.signals(testing.snapshot(1)), None),
+    "updates not known": (lambda: settling(None), None),
+}
+
+test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
+
+
+def test_it_says_when_it_will_be_settled():
+    ((finding,), _) = cases.look(RULE, settling(20))
+    assert finding.evidence["settled_after"].value == 29
+    assert "12%" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("sampled", "evaluated", "calls", "reported"),
+    [
+        (25, 28, 1, "28"),
+        (25, 29, 1, None),
+        (40, 28, 1, "28"),
+        (40, 29, 1, None),
+        (10, 14, 2, "28"),
+        (10, 15, 2, None),
+    ],
+)
+def test_what_counts_are_the_updates_at_the_evaluation_not_at_the_sample(sampled, evaluated, calls, reported):
+    spec = testing.layer(epsilon=0.0)
+    snapshots = [
+        testing.snapshot(
+            step,
+            *(testing.call(spec, site=k, mean=2.0, running_mean=step / 99, updates=step * calls) for k in range(calls)),
+        )
+        for step in (1, sampled)
+    ]
+    findings, _ = cases.look(RULE, testing.signals(*snapshots, evaluation(step=evaluated)))
+    assert [finding.evidence["updates"].value for finding in findings] == ([float(reported)] if reported else [])
+    assert all(f"0.9^{reported}" in finding.notes[0] for finding in findings)
+
+
+def test_cells_of_an_earlier_evaluation_do_not_count():
+    old = testing.cells(1, evaluation={"batch": 0.9, "running": 0.2})
+    findings, _ = cases.look(RULE, settling(accuracy=0.8, extra=[old]))
+    assert {str(s) for s in cases.severities(RULE, findings)} == {"info"}

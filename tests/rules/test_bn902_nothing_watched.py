@@ -1,0 +1,23 @@
+from bnwatch import testing
+from bnwatch.records import Attachment
+from tests.rules import cases
+
+FIRES = {
+    "no batch normalization": lambda: testing.signals(Attachment(())),
+    "only what cannot be watched": lambda: testing.signals(Attachment((), {"norm": "keeps eigenvalues only"})),
+}
+QUIET = {
+    "a layer": lambda: testing.signals(Attachment((testing.layer(),))),
+    "not attached yet": testing.signals,
+    "layers that are built at the first step": lambda: testing.signals(
+        Attachment(()), testing.snapshot(1, testing.call(testing.layer()))
+    ),
+}
+
+test_cases = cases.runner("BN902", fires=FIRES, quiet=QUIET)
+
+
+def test_what_cannot_be_watched_is_named_with_its_reason():
+    ((finding,), _) = cases.look("BN902", FIRES["only what cannot be watched"]())
+    assert finding.notes[0] == "`norm`: keeps eigenvalues only"
+    assert finding.evidence["unsupported"].value == 1
