@@ -1,6 +1,6 @@
 """What watching costs a training step in Chainer: pairs of blocks, watched and not, taken in turn in one process.
 
-``python benchmarks/chainer_overhead.py`` prints, for three models, the time of a step and the ratio of watched to
+``python benchmarks/bench_overhead_chainer.py`` prints, for three models, the time of a step and the ratio of watched to
 unwatched blocks (median and quartiles over the pairs, in CPU time). A watched block holds exactly one sampled step.
 """
 
