@@ -23,7 +23,7 @@ def to_host(arrays: Sequence[Any]) -> list[NDArray[Any]]:
     host: list[Any] = [None] * len(arrays)
     devices: dict[str, list[int]] = {}
     for index, array in enumerate(arrays):
-        if isinstance(array, np.ndarray | np.generic | int | float):
+        if isinstance(array, _ON_HOST):
             host[index] = np.array(array)
         else:
             devices.setdefault(backend.get_device_from_array(array).name, []).append(index)
@@ -46,7 +46,14 @@ def to_host(arrays: Sequence[Any]) -> list[NDArray[Any]]:
 
 def to_float(value: Any) -> float:
     """Return a number, a Variable or an array (its mean) as a float."""
-    return float(np.mean(to_host([array_of(value)])[0]))
+    return _scalar(to_host([array_of(value)])[0])
+
+
+_ON_HOST = (np.ndarray, np.generic, float, int)
+
+
+def _scalar(value: Any) -> float:
+    return float(value.item() if getattr(value, "size", 0) == 1 else np.mean(value))
 
 
 class Average:
@@ -65,7 +72,9 @@ class Average:
     def read(self) -> float | None:
         """Return the mean so far; None without values. Waits for the device."""
         if self._pending:
-            self._total += sum(float(np.mean(array)) for array in to_host(self._pending))
+            elsewhere = [value for value in self._pending if not isinstance(value, _ON_HOST)]
+            here = [value for value in self._pending if isinstance(value, _ON_HOST)]
+            self._total += sum(map(_scalar, [*here, *to_host(elsewhere)]))
             self._count += len(self._pending)
             self._pending = []
         return self._total / self._count if self._count else None

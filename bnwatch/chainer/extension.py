@@ -32,7 +32,7 @@ class _TrainerClock:
         self._trainer = trainer
         self._closed: Any = None
 
-    def now(self) -> Hashable | None:
+    def now(self, *, trained: bool) -> Hashable | None:  # noqa: ARG002 - an update is known by the clock alone
         trainer = self._trainer
         return None if trainer.observation is self._closed else trainer.updater.iteration
 

@@ -25,9 +25,8 @@ class _LoopClock:
     """A forward pass that is not to be differentiated belongs to no update."""
 
     @staticmethod
-    def now() -> Hashable | None:
-        config = chainer.config
-        return 0 if config.enable_backprop or config._will_recompute else None  # noqa: SLF001
+    def now(*, trained: bool) -> Hashable | None:
+        return 0 if trained else None
 
 
 class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
@@ -165,7 +164,8 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
 
     @staticmethod
     def _end_step(session: Session) -> None:
-        taken = [(call, differentiated) for call, differentiated in session.tap.take() if call.when is not None]
-        if any(differentiated for _, differentiated in taken):
-            taken = [(call, differentiated) for call, differentiated in taken if differentiated]
-        session.end_step([call for call, _ in taken], session.step + 1, session.epoch)
+        taken = session.tap.take()
+        calls = [call for call, differentiated in taken if differentiated]
+        if not calls:
+            calls = [call for call, _ in taken if call.when is not None]
+        session.end_step(calls, session.step + 1, session.epoch)

@@ -63,8 +63,11 @@ class Call(NamedTuple):
 class Clock(Protocol):
     """Tells calls of an update from those of an evaluation."""
 
-    def now(self) -> Hashable | None:
-        """Return something that is the same all through an update; None outside of one."""
+    def now(self, *, trained: bool) -> Hashable | None:
+        """Return something that is the same all through an update; None outside of one.
+
+        ``trained`` says that the call is to be differentiated, now or in the recomputation of `F.forget`.
+        """
 
 
 class Passes(Protocol):
@@ -218,16 +221,18 @@ class Tap(chainer.FunctionHook):
             return
         self._layers.watched[layer].updates += 1
         x = inputs[0]
+        differentiable = chainer.config.enable_backprop
+        recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
         self._nodes[id(node)] = len(self._calls)  # a later node in the same place takes the place of a dead one
         self._calls.append(
             Call(
                 layer,
-                self._clock.now(),
+                self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
                 x.size // inputs[1].size,
                 function_of(node).eps,
                 *kept,
-                chainer.config._will_recompute,  # noqa: SLF001
+                recomputed,
             )
         )
         self._passes.normalized(layer)
