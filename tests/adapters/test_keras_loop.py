@@ -38,7 +38,7 @@ def trainer(model, wrap):
     return step
 
 
-WRAPS = {"eager": lambda f: f, "compiled": tf.function, "xla": tf.function(jit_compile=True)}
+WRAPS = {"eager": lambda f: f, "compiled": tf.function, "xla": tf.function(jit_compile=True, reduce_retracing=True)}
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
