@@ -17,7 +17,7 @@ from .chainer_models import F, L, Record, chainer
 
 class Clock:
     @staticmethod
-    def now(*, trained: bool) -> int:  # noqa: ARG004
+    def now(*, trained: bool) -> int:
         return 0
 
 
