@@ -36,23 +36,29 @@ class Slot:
     def __init__(self, watched: Watched, channels: int) -> None:
         """Create the variables outside of any function that is being traced."""
         self.watched = watched
-        self.moments, self.counts = outside_of_functions(
+        self.moments, self.elements, self.calls = outside_of_functions(
             lambda: (
                 tf.Variable(tf.zeros((2, channels)), trainable=False, name="bnwatch_moments"),
-                tf.Variable(tf.zeros((2,), tf.int64), trainable=False, name="bnwatch_counts"),
+                tf.Variable(tf.zeros((), tf.int64), trainable=False, name="bnwatch_elements"),
+                tf.Variable(tf.zeros((), tf.int64), trainable=False, name="bnwatch_calls"),
             )
         )
 
     def assign(self, mean: Any, var: Any, count: Any) -> None:
-        """Store the statistics of a call and count it; runs eagerly or becomes part of the function being traced."""
-        channels = self.moments.shape[1]
-        rows = [tf.reshape(tf.cast(tf.stop_gradient(row), tf.float32), (channels,)) for row in (mean, var)]
-        self.moments.assign(tf.stack(rows))
-        self.counts.assign(tf.stack([tf.cast(count, tf.int64), self.counts[1] + 1]))
+        """Store the statistics of a call and count it; runs eagerly or becomes part of the function being traced.
+
+        Every step pays for each operation here, so there are few: no gradient passes an assignment, and a count that
+        is known when the function is traced is a constant.
+        """
+        self.moments.assign(tf.reshape(tf.cast(tf.stack([mean, var]), tf.float32), self.moments.shape))
+        self.elements.assign(tf.cast(count, tf.int64))
+        self.calls.assign_add(1)
 
 
 def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
     """Return over how many elements a channel's statistics are taken; masked elements do not count."""
+    if mask is None and inputs.shape.is_fully_defined():
+        return inputs.shape.num_elements() // channels
     if mask is None:
         return tf.size(inputs, out_type=tf.int64) // channels
     kept = tf.broadcast_to(tf.expand_dims(tf.cast(mask, tf.bool), -1), tf.shape(inputs))
@@ -101,7 +107,9 @@ class Reader:
         for watched in self.layers:
             stored += [watched.layer.moving_mean.value, watched.layer.moving_variance.value]
         flat = [tf.reshape(tf.cast(value, tf.float32), (-1,)) for value in stored]
-        return tf.concat(flat, 0), tf.concat([slot.counts.read_value() for slot in self.slots], 0)
+        return tf.concat(flat, 0), tf.stack(
+            [counter.read_value() for slot in self.slots for counter in (slot.elements, slot.calls)]
+        )
 
 
 def call_records(reading: Reading, before: dict[int, int]) -> tuple[CallRecord, ...]:

@@ -176,7 +176,7 @@ class Tap:
     def _statistics(self) -> Statistics:
         counted: dict[int, int] = {}
         for slot in self._slots.values():
-            counted[id(slot.watched)] = counted.get(id(slot.watched), 0) + int(slot.counts[1])
+            counted[id(slot.watched)] = counted.get(id(slot.watched), 0) + int(slot.calls.numpy())
         return {
             watched.path: (*watched.statistics(), watched.updates + counted.get(id(watched), 0))
             for watched in self.layers
