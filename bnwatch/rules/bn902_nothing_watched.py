@@ -23,7 +23,9 @@ def nothing_watched(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
     yield Finding(
         subject="model",
         message="the model has no batch-normalization layer that can be watched",
-        evidence={"unsupported": Quantity(len(unsupported), "layers that normalize but cannot be watched")},
+        evidence={"unsupported": Quantity(len(unsupported), "layers that normalize but cannot be watched")}
+        if unsupported
+        else {},
         notes=(*unsupported, "accuracy is still watched (BN302, BN306)"),
         helps=("check that the watched model is the one that is trained",),
     )
