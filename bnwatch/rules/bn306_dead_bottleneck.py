@@ -52,7 +52,10 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         message=f"all {dead.units} units of {where} are zero for every example {when}: "
         "the network gives one constant output and no gradient flows back",
         evidence={
-            "zero_samples": Quantity(dead.zero_samples, f"share of {last.examples} training examples, every unit zero"),
+            "zero_samples": Quantity(
+                round(dead.zero_samples * last.examples),
+                f"of {last.examples} training examples have every unit at zero",
+            ),
             "dead_since": Quantity(died, "first step at which it was seen dead"),
             **({"last_alive": Quantity(alive, "last step at which it was seen alive")} if since else {}),
             "gradient": Quantity(gradient, f"largest absolute gradient of the parameters up to `{feeding}`"),
