@@ -358,7 +358,7 @@ class Watch:
             self._sinks.append(TensorBoardSink(self.log_dir))
         except OSError as error:
             warnings.warn(
-                f"bnwatch cannot write to {self.log_dir!r} ({error}); it goes on without files", BatchNormWarning,
+                f"bnwatch goes on without files: {error}", BatchNormWarning,
                 stacklevel=_outside(),
             )  # fmt: skip
 
@@ -369,7 +369,7 @@ class Watch:
             except OSError as error:
                 self._sinks.remove(sink)
                 warnings.warn(
-                    f"bnwatch cannot go on writing to {self.log_dir!r} ({error}); it goes on without",
+                    f"bnwatch goes on without {type(sink).__name__}: {error}",
                     BatchNormWarning,
                     stacklevel=_outside(),
                 )
