@@ -411,6 +411,26 @@ class Watch:
             warnings.warn("\n" + text, BatchNormWarning, stacklevel=_outside())
 
 
+class Verdict:
+    """What a front door of an adapter tells during and after training, from the `Watch` it holds."""
+
+    watch: Watch
+
+    @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state."""
+        return self.watch.diagnoses
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rules that could not look, with the reason."""
+        return self.watch.skipped
+
+    def report(self) -> Report:
+        """Return what is known now."""
+        return self.watch.report()
+
+
 def _outside() -> int:
     """Return the stack level of the user's own line: the first frame that is neither bnwatch's nor an installed one."""
     inside = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared as text

@@ -9,14 +9,13 @@ from chainer.training import extension
 
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.session import Session
-from bnwatch.watch import Watch
+from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Hashable, Mapping
     from types import TracebackType
 
-    from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.watch import OnDiagnosis
 
 
@@ -40,7 +39,7 @@ class _TrainerClock:
         self._closed = self._trainer.observation
 
 
-class BatchNormWatch(extension.Extension):
+class BatchNormWatch(Verdict, extension.Extension):
     """Watch the batch normalization of everything that a Trainer trains.
 
         trainer.extend(BatchNormWatch("runs/a"))
@@ -78,7 +77,7 @@ class BatchNormWatch(extension.Extension):
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
     ) -> None:
-        self._watch = Watch(
+        self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
         self._session: Session | None = None
@@ -88,10 +87,10 @@ class BatchNormWatch(extension.Extension):
 
     def initialize(self, trainer: Any) -> None:
         """Begin to watch, when the Trainer starts or goes on after a snapshot."""
-        with self._watch.guard("starting"):
+        with self.watch.guard("starting"):
             self._clock = _TrainerClock(trainer)
             self._evaluators = Evaluators(trainer)
-            session = Session(self._watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
+            session = Session(self.watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
             session.evaluation_source = self._evaluators.examples
             self._session = session
             session.start()
@@ -101,10 +100,10 @@ class BatchNormWatch(extension.Extension):
         session = self._session
         if session is None or self._clock is None or self._evaluators is None:
             return
-        if not self._watch.enabled:
+        if not self.watch.enabled:
             session.tap.leave()
             return
-        with self._watch.guard("ending an iteration"):
+        with self.watch.guard("ending an iteration"):
             self._end_iteration(trainer, session, self._clock, self._evaluators)
 
     @staticmethod
@@ -129,28 +128,14 @@ class BatchNormWatch(extension.Extension):
         session, self._session = self._session, None
         cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         try:
-            with self._watch.guard("ending the training"):
+            with self.watch.guard("ending the training"):
                 if session is not None:
-                    session.finish(complete=not cut_off and self._watch.enabled)
+                    session.finish(complete=not cut_off and self.watch.enabled)
         finally:
-            self._watch.close()
+            self.watch.close()
 
     def serialize(self, serializer: Any) -> None:
         """Write nothing into snapshots and read nothing: they load with and without the watch."""
-
-    @property
-    def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state."""
-        return self._watch.diagnoses
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Return the rules that could not look, with the reason."""
-        return self._watch.skipped
-
-    def report(self) -> Report:
-        """Return what is known now."""
-        return self._watch.report()
 
 
 def _targets(trainer: Any) -> dict[str, Any]:

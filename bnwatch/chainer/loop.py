@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import chainer
 
 from bnwatch.chainer.session import Session
-from bnwatch.watch import Watch
+from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Hashable, Mapping
     from types import TracebackType
 
-    from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.watch import OnDiagnosis
 
 _numbers = itertools.count()
@@ -29,7 +28,7 @@ class _LoopClock:
         return 0 if trained else None
 
 
-class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
+class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
     """Watch the batch normalization of ``model`` during a hand-written loop.
 
         with bnwatch.chainer.watch(model, "runs/a") as watch:
@@ -76,7 +75,7 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
         if optimizer is not None and getattr(optimizer, "target", None) is None:
             msg = "optimizer must be set up: call optimizer.setup(model) before"
             raise ValueError(msg)
-        self._watch = Watch(
+        self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
         self._model, self._optimizer = model, optimizer
@@ -85,8 +84,8 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
 
     def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Begin to watch."""
-        with self._watch.guard("starting"):
-            self._session = session = Session(self._watch, {"": self._model}, _LoopClock())
+        with self.watch.guard("starting"):
+            self._session = session = Session(self.watch, {"": self._model}, _LoopClock())
             session.tap.watch_backward()
             session.start()
             if self._optimizer is not None:
@@ -97,14 +96,14 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
         """Conclude: the last experiment unless the loop was cut off, and the summary."""
         session, self._session = self._session, None
         try:
-            with self._watch.guard("ending the training"):
+            with self.watch.guard("ending the training"):
                 if self._optimizer is not None and session is not None:
                     self._optimizer.remove_hook(self._hook)
-            with self._watch.guard("ending the training"):
+            with self.watch.guard("ending the training"):
                 if session is not None:
-                    session.finish(complete=error is None and self._watch.enabled)
+                    session.finish(complete=error is None and self.watch.enabled)
         finally:
-            self._watch.close()
+            self.watch.close()
 
     def step(self, *, accuracy: Any = None, loss: Any = None) -> None:
         """End a training step, after the update; with an ``optimizer``, add the values of the step that has ended.
@@ -114,7 +113,7 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
         session = self._active()
         if session is None:
             return
-        with self._watch.guard("ending a step"):
+        with self.watch.guard("ending a step"):
             session.accuracy.add(accuracy)
             session.loss.add(loss)
             if self._optimizer is None:
@@ -125,38 +124,24 @@ class watch:  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(..
         session = self._active()
         if session is None:
             return
-        with self._watch.guard("recording an evaluation"):
+        with self.watch.guard("recording an evaluation"):
             calls = [call for call, differentiated in session.tap.take() if not differentiated]
             session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
             session.epoch += 1
 
-    @property
-    def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state."""
-        return self._watch.diagnoses
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Return the rules that could not look, with the reason."""
-        return self._watch.skipped
-
-    def report(self) -> Report:
-        """Return what is known now."""
-        return self._watch.report()
-
     def _active(self) -> Session | None:
-        if self._session is None and self._watch.enabled:
+        if self._session is None and self.watch.enabled:
             msg = "use it as `with bnwatch.chainer.watch(model, log_dir) as watch:` around the training loop"
             raise RuntimeError(msg)
-        if not self._watch.enabled and self._session is not None:
+        if not self.watch.enabled and self._session is not None:
             self._session.tap.leave()
-        return self._session if self._watch.enabled else None
+        return self._session if self.watch.enabled else None
 
     def _updated(self, optimizer: Any) -> None:
         session = self._session
-        if session is None or not self._watch.enabled:
+        if session is None or not self.watch.enabled:
             return
-        with self._watch.guard("ending a step"):
+        with self.watch.guard("ending a step"):
             target = optimizer.target
             session.accuracy.add(getattr(target, "accuracy", None))
             session.loss.add(getattr(target, "loss", None))

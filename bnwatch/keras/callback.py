@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from bnwatch.diagnosis import BatchNormWarning
-from bnwatch.watch import Watch
+from bnwatch.watch import Verdict, Watch
 
 if keras.backend.backend() == "tensorflow":
     from bnwatch.keras.session import Session, why_not
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from os import PathLike
 
-    from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.keras.tap import Statistics
 
 
-class BatchNormWatch(keras.callbacks.Callback):
+class BatchNormWatch(Verdict, keras.callbacks.Callback):
     """Watches the batch-normalization layers of a model while it trains in ``fit``.
 
     Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,
@@ -64,20 +63,6 @@ class BatchNormWatch(keras.callbacks.Callback):
                 f"bnwatch watches Keras on the TensorFlow backend only, not on {keras.backend.backend()}; "
                 "this training goes on unwatched"
             )
-
-    @property
-    def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state."""
-        return self.watch.diagnoses
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Return the rules that could not look, with the reason."""
-        return self.watch.skipped
-
-    def report(self) -> Report:
-        """Return what is known now."""
-        return self.watch.report()
 
     # What Keras calls.
 

@@ -14,19 +14,18 @@ from bnwatch.keras.keep import Kept
 from bnwatch.keras.session import EXPERIMENT_SECONDS, EXPERIMENT_SHARE, FINAL_SECONDS, attachment
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot
-from bnwatch.watch import Watch
+from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
     from types import TracebackType
 
-    from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.evidence import Split
     from bnwatch.keras.experiments import Shelf
 
 
-class LoopWatch:
+class LoopWatch(Verdict):
     """Watches a training loop written by hand; made by `watch`."""
 
     def __init__(self, model: Any, watch: Watch) -> None:
@@ -126,20 +125,6 @@ class LoopWatch:
             )
             self._experiment(time.perf_counter() - self._epoch_began, EXPERIMENT_SECONDS, final=False)
             self._epoch, self._epoch_began = self._epoch + 1, time.perf_counter()
-
-    @property
-    def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state."""
-        return self.watch.diagnoses
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Return the rules that could not look, with the reason."""
-        return self.watch.skipped
-
-    def report(self) -> Report:
-        """Return what is known now."""
-        return self.watch.report()
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()

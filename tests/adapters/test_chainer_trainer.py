@@ -67,7 +67,7 @@ def test_an_error_in_training_ends_the_watch(tmp_path: Any, monkeypatch: Any) ->
         trainer.run(show_loop_exception_msg=False)
     assert not chainer.get_function_hooks()
     assert [step.step for step in record.steps] == [1, 2, 3, 4, 5]
-    assert watch._watch.signals.cells is None
+    assert watch.watch.signals.cells is None
 
 
 def test_a_diagnosis_can_stop_the_training(tmp_path: Any) -> None:
