@@ -476,7 +476,8 @@ class _SiteGroup:
         ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
         distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
-        worst = np.array([np.argmax(part) for part in np.split(distance, self._starts[1:])])
+        ends = zip(self._starts, self._starts + channels, strict=True)
+        worst = np.array([distance[start:stop].argmax() for start, stop in ends])
         chosen = self._index[:, self._starts + worst]
         of_layer = np.stack([shift, scale, ratio, np.full(len(worst), steps), worst])
         of_site = np.stack([mean[chosen], np.sqrt(var[chosen]), running_mean[chosen], np.sqrt(running_var[chosen])])
