@@ -260,6 +260,8 @@ def diagnosis_text(
         lead = "  " * depth + "consequence: "
         text = f"{_label(consequence)}: {consequence.message} ({_where(consequence)})"
         lines += _wrapped(lead, text, width, " " * len(lead))
+        if consequence.table is not None:
+            lines += [f"{' ' * len(lead)}{line}" for line in _table(consequence.table)]
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
     more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
