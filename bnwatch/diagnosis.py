@@ -101,6 +101,10 @@ class Diagnosis:
         return f"{self.rule} {self.subject}"
 
 
+LOOKS_AGAIN = ""
+"""Reason of a `Skipped` in a record that takes back the one before: the rule can look again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """A rule that could not look, and why. "Fine" and "could not look" are never the same.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnwatch import evidence, render
-from bnwatch.diagnosis import BatchNormError, BatchNormWarning, Report, Severity
+from bnwatch.diagnosis import LOOKS_AGAIN, BatchNormError, BatchNormWarning, Report, Severity, Skipped
 from bnwatch.engine import Allowances, Engine
 from bnwatch.records import (
     Attachment,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from bnwatch.diagnosis import Diagnosis, Skipped
+    from bnwatch.diagnosis import Diagnosis
     from bnwatch.evidence import Laboratory
     from bnwatch.sinks import Item, Sink
 
@@ -87,6 +87,7 @@ class Watch:
         self._sinks: list[Sink] = [*sinks]
         self._opened = self._closed = self._told_of_range = False
         self._told: dict[str, Severity] = {}
+        self._noted: dict[str, Skipped] = {}
         self._calls: list[CallRecord] = []
         self._step = 0
         self._accuracy: list[tuple[float, int]] = []
@@ -381,8 +382,18 @@ class Watch:
         """Run the rules, or ``only`` one, on all that is known, and tell what is new, now or later."""
         for diagnosis in self._engine.run(self.signals, only):
             self._write(diagnosis)
+        self._note_skipped()
         if tell:
             self._announce()
+
+    def _note_skipped(self) -> None:
+        """Write which rules could not look, where that changed: a run that is cut off has no closing report."""
+        now = {skipped.rule: skipped for skipped in self.skipped}
+        for rule in sorted(now.keys() | self._noted.keys()):
+            entry = now.get(rule, Skipped(rule, LOOKS_AGAIN))
+            if entry != self._noted.get(rule):
+                self._write(entry)
+        self._noted = now
 
     def _announce(self) -> None:
         """Tell each active diagnosis once, and once more when it got graver; causes together with consequences."""

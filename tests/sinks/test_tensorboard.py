@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
-from bnwatch import render
+from bnwatch import Watch, render
 from bnwatch.diagnosis import Report, Skipped
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
@@ -150,6 +150,31 @@ def test_a_rule_that_looked_after_all_is_no_longer_skipped(tmp_path):
     sink.write(Skipped("BN101", "one sample only"))
     sink.write(samples.diagnosis(step=2, last_step=2))
     assert the_run(tmp_path).report.skipped == ()
+
+
+@pytest.mark.parametrize("needs", [None, "cells", "look", "gradients"])
+def test_what_a_skipped_rule_waits_for_is_read_back(tmp_path, needs):
+    sink = TensorBoardSink(tmp_path)
+    sink.write(samples.table(1))
+    sink.write(Skipped("BN306", "seen dead once", needs))
+    assert the_run(tmp_path).report.skipped == (Skipped("BN306", "seen dead once", needs),)
+
+
+def test_the_record_of_a_killed_run_tells_what_could_not_be_looked_at(tmp_path):
+    def step(watch):
+        watch.record("bn", batch_mean=[0.0], batch_var=[1.0], count=8, running_mean=[0.0], running_var=[1.0], decay=0.9)
+        watch.step(accuracy=0.9, examples=100)
+
+    watch = Watch(tmp_path, every=1)
+    step(watch)
+    before = the_run(tmp_path).report
+    assert not before.complete
+    assert {s.rule: s.reason for s in before.skipped} == {s.rule: s.reason for s in watch.skipped}
+    assert Skipped("BN103", "no evaluation was seen") in before.skipped
+    watch.evaluation(accuracy=0.9, examples=100, classes=2)
+    after = the_run(tmp_path).report
+    assert "BN103" not in {s.rule for s in after.skipped}
+    assert {s.rule for s in after.skipped} == {s.rule for s in watch.skipped}
 
 
 def test_sites_that_change_get_a_tag_of_their_own(tmp_path):

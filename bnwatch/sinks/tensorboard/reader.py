@@ -13,7 +13,7 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
-from bnwatch.diagnosis import Diagnosis, Report, Skipped
+from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
 from bnwatch.evidence import Look
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
@@ -360,6 +360,8 @@ class _Run:
             self.attachment = entity
         elif isinstance(entity, Diagnosis):
             self._diagnosed(entity)
+            self.skipped.pop(entity.rule, None)
+        elif isinstance(entity, Skipped) and entity.reason == LOOKS_AGAIN:
             self.skipped.pop(entity.rule, None)
         elif isinstance(entity, Skipped):
             self.skipped[entity.rule] = entity

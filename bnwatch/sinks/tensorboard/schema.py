@@ -430,7 +430,7 @@ def parse_skipped(data: object) -> Skipped:
     return Skipped(
         rule=skipped.text("rule"),
         reason=skipped.text("reason"),
-        needs=skipped.choice("needs", ("cells", "look")) if skipped.has("needs") else None,  # type: ignore[arg-type]
+        needs=skipped.choice("needs", ("cells", "look", "gradients")) if skipped.has("needs") else None,  # type: ignore[arg-type]
     )
 
 
