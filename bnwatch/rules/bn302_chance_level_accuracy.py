@@ -48,7 +48,9 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         look.layers and look.layers[-1].spread < limits["constant"] for look in current
     )
     if not constant and stuck < limits["patience"]:
-        yield Skipped("BN302", f"at chance for {stuck} evaluations; whether the output varies is not known", "look")
+        looked = len(current) == 2 and current[-1].step >= last.step  # noqa: PLR2004
+        seen = f"the output varies, so it counts from {limits['patience']:.0f}" if looked else "is the output constant?"
+        yield Skipped("BN302", f"at chance for {stuck} in a row; {seen}", needs=None if looked else "look")
         return
     examples = max(last.examples, last.train_examples if last.train_accuracy is not None else 0)
     if not constant and moments.binomial_interval(chance, examples)[1] - chance > limits["margin"]:
