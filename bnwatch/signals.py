@@ -255,7 +255,7 @@ class Signals:
 
     def evaluate(self, record: EvaluationRecord) -> None:
         """Take an evaluation; an accuracy that is no share counts as unknown."""
-        known = _share(record.accuracy), _share(record.train_accuracy)
+        known = share(record.accuracy), share(record.train_accuracy)
         if known != (record.accuracy, record.train_accuracy):
             record = replace(record, accuracy=known[0], train_accuracy=known[1])
         self.evaluations.append(record)
@@ -288,7 +288,8 @@ class Signals:
                 yield self.specs[layer], sites, apart.get(layer)
 
 
-def _share(accuracy: float | None) -> float | None:
+def share(accuracy: float | None) -> float | None:
+    """Return an accuracy that lies in [0, 1], None for anything else."""
     return accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
@@ -329,7 +330,7 @@ class _History:
             sites=tuple(call.site for call in calls),
             values=values,
             shared=shared,
-            accuracy=_share(snapshot.accuracy),
+            accuracy=share(snapshot.accuracy),
             loss=snapshot.loss,
             examples=snapshot.examples,
         )

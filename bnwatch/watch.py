@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import sysconfig
@@ -26,7 +27,7 @@ from bnwatch.records import (
     RunningStatistics,
     StepSnapshot,
 )
-from bnwatch.signals import Signals
+from bnwatch.signals import Signals, share
 from bnwatch.sinks.console import ConsoleSink, ProgressLine
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Watch:
         self._noted: dict[str, Skipped] = {}
         self._calls: list[CallRecord] = []
         self._step = 0
-        self._accuracy: list[tuple[float, int]] = []
+        self._right, self._seen = 0.0, 0
         self._cells_at, self._next_cells = -1, 0
 
     # What a user calls.
@@ -156,10 +157,11 @@ class Watch:
             self._step += 1
             accuracy = self._share(accuracy)
             if accuracy is not None:
-                self._accuracy.append((float(accuracy), examples))
+                self._right += float(accuracy) * examples
+                self._seen += examples
             if self.due(self._step):
                 self._open_by_hand()
-                mean, seen = _weighted(self._accuracy)
+                mean, seen = self._mean_accuracy()
                 self.observe(StepSnapshot(self._step, 0, tuple(self._calls), mean, loss, seen))
             self._calls = []
 
@@ -172,8 +174,8 @@ class Watch:
                 return
             accuracy = self._share(accuracy)
             self._start()
-            mean, seen = _weighted(self._accuracy)
-            self._accuracy = []
+            mean, seen = self._mean_accuracy()
+            self._right, self._seen = 0.0, 0
             self.evaluated(
                 EvaluationRecord(
                     self._step, 0, accuracy, loss, examples, train_accuracy=mean, train_examples=seen, classes=classes
@@ -327,15 +329,19 @@ class Watch:
 
     def _share(self, accuracy: float | None) -> float | None:
         """Return an accuracy that is one, None for anything else; a percentage is told of once."""
-        if accuracy is None or 0.0 <= accuracy <= 1.0:
-            return accuracy
-        if accuracy == accuracy and not self._told_of_range:  # noqa: PLR0124 - NaN, that of no examples
+        known = share(accuracy)
+        # NaN is that of no examples
+        if accuracy is not None and known is None and not math.isnan(accuracy) and not self._told_of_range:
             self._told_of_range = True
             warnings.warn(
                 f"bnwatch leaves out an accuracy of {float(accuracy):g}: it must lie in [0, 1]", BatchNormWarning,
                 stacklevel=_outside(),
             )  # fmt: skip
-        return None
+        return known
+
+    def _mean_accuracy(self) -> tuple[float | None, int]:
+        """Return the mean training accuracy since the last evaluation, and over how many examples it is."""
+        return (self._right / self._seen if self._seen else None), self._seen
 
     def _open_by_hand(self) -> None:
         known = self.signals.specs
@@ -450,12 +456,6 @@ def _outside() -> int:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(installed):
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _weighted(values: list[tuple[float, int]]) -> tuple[float | None, int]:
-    """Return the mean over examples, and how many they are; None over none."""
-    seen = sum(n for _, n in values)
-    return (sum(v * n for v, n in values) / seen if seen else None), seen
 
 
 def _check_arguments(log_dir: object, every: object, probe: object, on_diagnosis: object, experiments: object) -> None:
