@@ -31,6 +31,12 @@ EXAMPLES = 2000
 ENOUGH = 256
 """Examples of a split that are worth their time in any case: they show a loss of ten points."""
 
+PROBE_BATCH = 128
+"""Examples a batch where the user gives arrays that come in no batches."""
+
+LASTING_SHARE, LEAST_SECONDS = 0.05, 2.0
+"""An experiment may take this share of the training it follows, and these seconds in any case."""
+
 MATRIX = 2
 """Dimensions of one-hot targets."""
 
@@ -246,6 +252,11 @@ class Budget:
         return self.seconds is not None and self.spent > part * self.seconds
 
 
+def seconds_after(lasted: float, least: float = LEAST_SECONDS) -> float:
+    """Return how long an experiment may take after ``lasted`` seconds of training."""
+    return max(least, LASTING_SHARE * lasted)
+
+
 class Progress(Protocol):
     """Shows how far an experiment is."""
 
@@ -345,6 +356,20 @@ def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
         msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
         raise ExperimentNotPossibleError(msg)
     return Look(step, epoch, len(batch.labels), lab.look(batch, gradients=gradients))
+
+
+def two_columns(scores: NDArray[np.floating], *, probabilities: bool) -> NDArray[np.floating]:
+    """Return the scores of both classes where a single column holds that of class 1; others as they are.
+
+    Args:
+        scores: shape ``(n,)``, ``(n, 1)``, or anything else, which is returned.
+        probabilities: the column holds probabilities of class 1, not logits.
+    """
+    if scores.ndim == 1:
+        scores = scores[:, None]
+    if scores.ndim != MATRIX or scores.shape[1] != 1:
+        return scores
+    return np.concatenate([1 - scores if probabilities else -scores, scores], axis=1)
 
 
 def class_indices(targets: NDArray[Any]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from bnwatch.chainer.layers import Layers
 from bnwatch.chainer.looks import look_through
 from bnwatch.chainer.quiet import batch_statistics, undisturbed
 from bnwatch.chainer.scores import scores_of
-from bnwatch.evidence import Examples, ExperimentNotPossibleError, class_indices
+from bnwatch.evidence import PROBE_BATCH, Examples, ExperimentNotPossibleError, class_indices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from bnwatch.evidence import Cells, LayerLook, Split
 
     Source = Callable[[Split, int], Sequence[Examples]]
-
-PROBE_BATCH = 128
 
 
 class ChainerLaboratory:

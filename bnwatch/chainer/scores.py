@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import chainer
-import numpy as np
 
 from bnwatch.chainer.arrays import array_of, to_host
 from bnwatch.chainer.tap import BINARY, SCORED, function_type
-from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.evidence import ExperimentNotPossibleError, two_columns
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from bnwatch.chainer.forward import ForwardCall
@@ -39,13 +39,13 @@ class ScoresHook(chainer.FunctionHook):
         for kind in SCORED:
             if kind in self.compared:
                 scores = to_host([self.compared[kind][0]])[0]
-                return _two_columns(scores, probabilities=False) if kind in BINARY else scores
+                return two_columns(scores, probabilities=False) if kind in BINARY else scores
         array = array_of(returned)
         if not isinstance(array, chainer.get_array_types()) or array is None:
             msg = f"the model returns {type(returned).__name__} and compares no scores with labels"
             raise ExperimentNotPossibleError(msg)
         sigmoid = self.last is chainer.functions.activation.sigmoid.Sigmoid
-        return _two_columns(to_host([array])[0], probabilities=sigmoid)
+        return two_columns(to_host([array])[0], probabilities=sigmoid)
 
     def labels(self) -> NDArray[Any] | None:
         """Return the labels that were compared; None without."""
@@ -68,12 +68,3 @@ def scores_of(call: ForwardCall, examples: int) -> NDArray[np.floating]:
         msg = f"the outputs of shape {scores.shape} are no scores of classes for {examples} examples"
         raise ExperimentNotPossibleError(msg)
     return scores
-
-
-def _two_columns(scores: NDArray[Any], *, probabilities: bool) -> NDArray[Any]:
-    """Return the scores of both classes where one column holds that of class 1."""
-    if scores.ndim == 1:
-        scores = scores[:, None]
-    if scores.ndim != 2 or scores.shape[1] != 1:  # noqa: PLR2004
-        return scores
-    return np.concatenate([1 - scores if probabilities else -scores, scores], axis=1)

@@ -9,10 +9,10 @@ import numpy as np
 
 from bnwatch.chainer.arrays import Average, to_float, to_host
 from bnwatch.chainer.examples import ForwardPasses
-from bnwatch.chainer.experiments import PROBE_BATCH, ChainerLaboratory, batches_of, within
+from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
 from bnwatch.chainer.tap import Tally, Tap
-from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
 from bnwatch.records import (
     Attachment,
     BatchStatistics,
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
     from bnwatch.watch import Watch
-
-_SHARE = 0.05
-_LEAST_SECONDS = 2.0
 
 
 class Session:
@@ -119,7 +116,7 @@ class Session:
 
     @staticmethod
     def _seconds(since: float) -> float:
-        return max(_LEAST_SECONDS, _SHARE * (time.perf_counter() - since))
+        return seconds_after(time.perf_counter() - since)
 
     def _failed(self, error: Exception) -> None:
         with self.watch.guard("watching a forward pass"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
@@ -11,7 +10,7 @@ import numpy as np
 
 from bnwatch import evidence, moments
 from bnwatch.evidence import ExperimentNotPossibleError
-from bnwatch.keras.keep import EXAMPLES, Batch, batch_of, size
+from bnwatch.keras.keep import Batch, batch_of, size
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
 from bnwatch.keras.passes import preserved, scoring, tensors
@@ -59,7 +58,8 @@ class Given:
 
     def _composed(self) -> Iterable[Any]:
         if not isinstance(self._data, tuple | list):
-            return iterate(self._data)
+            batches: Iterable[Any] = self._data
+            return batches
         arrays = tuple(self._data)
         starts = range(0, size(arrays), self._batch_size)
         return (
@@ -68,11 +68,6 @@ class Given:
             )
             for start in starts
         )
-
-
-def iterate(data: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches of an iterable."""
-    yield from data
 
 
 class KerasLaboratory:
@@ -141,15 +136,14 @@ def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -
     Raises:
         ExperimentNotPossibleError: the outputs are no scores of classes.
     """
-    scores = outputs.astype(np.float64)
+    scores: NDArray[np.floating] = outputs.astype(np.float64)
     if scores.ndim == 1:
         scores = scores[:, None]
     if scores.ndim != 2 or len(scores) != len(labels):  # noqa: PLR2004 - examples and classes
         msg = f"the model's outputs of shape {outputs.shape} are not one score a class for each example"
         raise ExperimentNotPossibleError(msg)
     if scores.shape[1] == 1:
-        logits = _single_column_is_logit(model)
-        scores = np.hstack([-scores, scores] if logits else [1.0 - scores, scores])
+        scores = evidence.two_columns(scores, probabilities=not _single_column_is_logit(model))
     if labels.max(initial=0) >= scores.shape[1]:
         msg = f"label {labels.max()} has no score among the model's {scores.shape[1]} outputs"
         raise ExperimentNotPossibleError(msg)
@@ -194,10 +188,7 @@ def crosscheck(model: Any, *, train: Any = None, eval: Any = None, batch_size: i
         lab.release()
 
 
-def probes(probe: tuple[Any, Any], batch_size: int) -> dict[Split, Shelf]:
+def probes(probe: tuple[Any, Any]) -> dict[Split, Shelf]:
     """Return the user's ``probe`` in place of both splits."""
-    given = Given(tuple(islice(probe, 2)), "probe", batch_size)
+    given = Given(tuple(probe), "probe", evidence.PROBE_BATCH)
     return {"training": given, "evaluation": given}
-
-
-__all__ = ["EXAMPLES", "Given", "KerasLaboratory", "class_scores", "crosscheck", "probes"]

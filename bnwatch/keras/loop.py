@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnwatch.diagnosis import BatchNormWarning
+from bnwatch.evidence import PROBE_BATCH, seconds_after
 from bnwatch.keras.experiments import Given, KerasLaboratory, probes
 from bnwatch.keras.keep import Kept
-from bnwatch.keras.session import EXPERIMENT_SECONDS, EXPERIMENT_SHARE, FINAL_SECONDS, attachment
+from bnwatch.keras.session import FINAL_SECONDS, attachment
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot
 from bnwatch.watch import Verdict, Watch
@@ -40,7 +41,7 @@ class LoopWatch(Verdict):
         self._kept = Kept()
         self._shelves: dict[Split, Shelf] = {"training": self._kept}
         if watch.probe is not None:
-            self._shelves = probes(watch.probe, batch_size=128)
+            self._shelves = probes(watch.probe)
         self._lab = KerasLaboratory(model, self._shelves)
 
     def __enter__(self) -> LoopWatch:  # noqa: PYI034 - Self needs Python 3.11
@@ -59,7 +60,8 @@ class LoopWatch(Verdict):
             if kind is None and self._tap is not None and self.watch.enabled:
                 with self.watch.guard("looking once more"):
                     self._open_if_built()
-                    self._experiment(time.perf_counter() - self._began, FINAL_SECONDS, final=True)
+                    seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
+                    self._experiment(seconds, final=True)
         finally:
             tap, self._tap = self._tap, None
             with self.watch.guard("detaching from the model"):
@@ -109,7 +111,7 @@ class LoopWatch(Verdict):
         with self.watch.guard("recording an evaluation"):
             self._open_if_built()
             if data is not None and self.watch.probe is None:
-                self._shelves["evaluation"] = Given(data, "evaluation", batch_size=128)
+                self._shelves["evaluation"] = Given(data, "evaluation", PROBE_BATCH)
             train, seen = self._accuracy.take()
             self.watch.evaluated(
                 EvaluationRecord(
@@ -123,7 +125,7 @@ class LoopWatch(Verdict):
                     classes=classes,
                 )
             )
-            self._experiment(time.perf_counter() - self._epoch_began, EXPERIMENT_SECONDS, final=False)
+            self._experiment(seconds_after(time.perf_counter() - self._epoch_began), final=False)
             self._epoch, self._epoch_began = self._epoch + 1, time.perf_counter()
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
@@ -140,8 +142,7 @@ class LoopWatch(Verdict):
         if self.watch.wants_look:
             self.watch.look(self._lab, step=self._step, epoch=self._epoch)
 
-    def _experiment(self, lasted: float, least: float, *, final: bool) -> None:
-        seconds = max(least, EXPERIMENT_SHARE * lasted)
+    def _experiment(self, seconds: float, *, final: bool) -> None:
         self.watch.experiment(self._lab, step=self._step, epoch=self._epoch, seconds=seconds, final=final)
 
     def _open_if_built(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from bnwatch.evidence import seconds_after
 from bnwatch.keras import readings
 from bnwatch.keras.experiments import KerasLaboratory, probes
 from bnwatch.keras.functions import Functions, retracing_changes_training
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from bnwatch.keras.tap import Statistics
     from bnwatch.watch import Watch
 
-EXPERIMENT_SHARE, EXPERIMENT_SECONDS, FINAL_SECONDS = 0.05, 2.0, 10.0
-"""An experiment may take this share of an epoch, and these seconds in any case; the last one a little more."""
+FINAL_SECONDS = 10.0
+"""The last experiment may take these seconds in any case: a little more than the others."""
 
 
 def why_not(model: Any) -> str | None:
@@ -107,7 +108,7 @@ class Session:
 
     def _shelves(self) -> dict[Split, Shelf]:
         if self.watch.probe is not None:
-            return probes(self.watch.probe, batch_size=128)
+            return probes(self.watch.probe)
         if self._attached.training is None or self._attached.evaluation is None:
             return {}
         return {"training": self._attached.training.kept, "evaluation": self._attached.evaluation.kept}
@@ -166,13 +167,13 @@ class Session:
         record = readings.evaluation_record(self, epoch, logs)
         if record is not None:
             self.watch.evaluated(record)
-        seconds = max(EXPERIMENT_SECONDS, EXPERIMENT_SHARE * (time.perf_counter() - self._epoch_began))
+        seconds = seconds_after(time.perf_counter() - self._epoch_began)
         self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds)
 
     def train_end(self) -> None:
         """Look once more: some faults exist only now."""
         self._open_if_built()
-        seconds = max(FINAL_SECONDS, EXPERIMENT_SHARE * (time.perf_counter() - self._began))
+        seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
         self.watch.experiment(self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True)
 
     def detach(self) -> Statistics:
