@@ -15,10 +15,16 @@ import numpy as np
 from bnwatch import moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
+
+    from bnwatch.moments import Moments
+    from bnwatch.records import CallSite, LayerSpec
+
+    MeanAndVariance = tuple[NDArray[np.float64], NDArray[np.float64]]
+    """Shape ``(channels,)`` each."""
 
 Statistics = Literal["batch", "running", "population"]
 Split = Literal["training", "evaluation"]
@@ -60,8 +66,19 @@ class Examples:
     origin: str
 
 
+@dataclass(frozen=True, slots=True)
+class SiteMoments:
+    """What entered one call of a batch-normalization layer on one batch; ``moments.count`` is elements per channel."""
+
+    site: CallSite
+    moments: Moments
+
+
 class Laboratory(Protocol):
-    """What an adapter offers to experiments. Every method leaves the model, its state and all randomness unchanged."""
+    """What an adapter offers to experiments.
+
+    Every method but `assign` leaves the model, its state and all randomness unchanged, also when it raises.
+    """
 
     def examples(self, split: Split, limit: int) -> Sequence[Examples]:
         """Return whole batches of at most ``limit`` examples (one batch at least).
@@ -70,15 +87,36 @@ class Laboratory(Protocol):
             ExperimentNotPossibleError: there are none.
         """
 
-    def outputs(self, batch: Examples, statistics: Literal["batch", "running"]) -> NDArray[np.floating]:
+    def outputs(
+        self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
+    ) -> NDArray[np.floating]:
         """Return the scores of one batch, shape ``(n, classes)``, dropout off, nothing updated.
 
-        The largest score is the predicted class. A model with one output column (two classes) gives two columns: the
-        negated logit and the logit, or the probability of class 0 and of class 1.
+        The call sites in ``other`` normalize with the other kind of statistics. The largest score is the predicted
+        class. A model with one output column (two classes) gives two columns: the negated logit and the logit, or the
+        probability of class 0 and of class 1.
 
         Raises:
             ExperimentNotPossibleError: the outputs are no scores of classes.
         """
+
+    def inputs(self, batch: Examples, statistics: Literal["batch", "running"] = "running") -> Sequence[SiteMoments]:
+        """Return the moments of what enters each call of a batch-normalization layer, in the order of the calls.
+
+        Every layer normalizes with ``statistics``; dropout is off. Moments are float64, the variance is biased.
+
+        Raises:
+            ExperimentNotPossibleError: the model cannot be called on this batch.
+        """
+
+    def specs(self) -> Mapping[str, LayerSpec]:
+        """Return every batch-normalization layer by its path, in the order of the network."""
+
+    def running(self) -> Mapping[str, MeanAndVariance]:
+        """Return the running mean and variance of every layer as the framework stores them, copied to float64."""
+
+    def assign(self, statistics: Mapping[str, MeanAndVariance]) -> None:
+        """Set the running mean and variance of these layers for good, in place, cast to the type they are stored in."""
 
     def population(self, batches: Sequence[Examples]) -> AbstractContextManager[None]:
         """Return a context in which the running statistics are re-estimated from ``batches``; restored on exit."""
