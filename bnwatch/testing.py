@@ -1,8 +1,8 @@
 """Builders and fakes for those who write rules or taps.
 
-`layer`, `call` and `snapshot` build records from plain numbers, `look` and `cells` build the results of experiments,
-`signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and `FakeLaboratory` is
-a small model with one batch-normalization layer, for experiments without a framework.
+`layer`, `call` and `snapshot` build records from plain numbers, `look`, `cells` and `attribution` build the results of
+experiments, `signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and
+`FakeLaboratory` is a small model with batch normalization, for experiments without a framework.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.evidence import (
+    Attribution,
     Cell,
     Cells,
+    Difference,
     Examples,
     ExperimentNotPossibleError,
     LayerLook,
     Look,
+    SiteCost,
     SiteMoments,
     recalibrate,
 )
@@ -141,7 +144,34 @@ def cells(
     return Cells(step, 0, classes, row(training), row(evaluation), missing)
 
 
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells) -> Signals:
+def difference(gained: float, examples: int = 1000) -> Difference:
+    """Return the difference of two passes, the worse of which is right in no example that the better gets wrong."""
+    only, both = round(abs(gained) * examples), examples // 2 - round(abs(gained) * examples) // 2
+    pair = (only, 0) if gained >= 0.0 else (0, only)
+    interval = moments.paired_interval(both, *pair, examples - both - only)
+    return Difference(gained, interval, moments.mcnemar(*pair))
+
+
+def attribution(
+    step: int = 0,
+    *,
+    cost: float,
+    recovered: Mapping[str, float],
+    split: Split = "evaluation",
+    examples: int = 1000,
+    unmeasured: tuple[str, ...] = (),
+) -> Attribution:
+    """Return an attribution of ``cost`` to layers, or to call sites such as ``bn#1``, by what each alone recovers."""
+    costs = []
+    for subject, share in sorted(recovered.items(), key=lambda item: -item[1]):
+        path, _, index = subject.partition("#")
+        found = difference(share, examples)
+        costs.append(SiteCost(path, int(index) if index else None, 1.0, found, found))
+    total = difference(cost, examples)
+    return Attribution(step, 0, split, examples, 0.9 - cost, 0.9, total, tuple(costs), unmeasured)
+
+
+def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells | Attribution) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
     for item in items:
@@ -153,6 +183,8 @@ def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells)
             fed.attach(item)
         elif isinstance(item, Look):
             fed.looks.append(item)
+        elif isinstance(item, Attribution):
+            fed.attribution = item
         else:
             fed.cells = item
     return fed
