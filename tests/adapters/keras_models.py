@@ -76,7 +76,7 @@ class Batches(PyDataset):
         self.x, self.y, self.size = x, y, size
 
     def __len__(self):
-        return -(-len(self.y) // self.size)
+        return (len(self.y) + self.size - 1) // self.size
 
     def __getitem__(self, number):
         rows = slice(self.size * number, self.size * (number + 1))
