@@ -156,7 +156,7 @@ def test_a_call_site_is_named_where_it_explains_as_much():
 def test_the_ranking_is_short_and_says_how_sure_it_is():
     ((finding,), _) = cases.look(RULE, attributed(**{f"bn{n}": 10.0 - n for n in range(8)}))
     (ranking,) = finding.further
-    assert ranking.columns[:3] == ("batch statistics at one place alone", "points won back", "95% interval")
+    assert ranking.columns[:3] == ("accuracy points at", "batch statistics there win back", "95% interval")
     assert [row[:2] for row in ranking.rows] == [(f"bn{n}", 10.0 - n) for n in range(5)]
     assert ranking.rows[0][2] == "8.1 to 11.9"  # 100 of 1,000 examples, all of them one way
 
