@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import pytest
 
 from bnwatch.diagnosis import BatchNormError
 from bnwatch.keras import BatchNormWatch, experiments, functions, keep, readings, session, slots, tap
-from tests.adapters.keras_models import CLASSES, compiled, data, layers, make, quiet_watch, state
+from tests.adapters.keras_models import CLASSES, compiled, data, make, quiet_watch, state
+from tests.adapters.library import keras, layers
 
 
 def net():
