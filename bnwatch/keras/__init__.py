@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bnwatch.keras.callback import BatchNormWatch
-from bnwatch.keras.experiments import crosscheck
+from bnwatch.keras.experiments import attribute, crosscheck, localise, recalibrate
 from bnwatch.keras.loop import watch
 
-__all__ = ["BatchNormWatch", "crosscheck", "watch"]
+__all__ = ["BatchNormWatch", "attribute", "crosscheck", "localise", "recalibrate", "watch"]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.evidence import PROBE_BATCH, seconds_after
 from bnwatch.keras.backends import backend_of
-from bnwatch.keras.experiments import Given, KerasLaboratory, probes
+from bnwatch.keras.experiments import Given, probes
 from bnwatch.keras.keep import Kept, array_of
+from bnwatch.keras.laboratory import KerasLaboratory
 from bnwatch.keras.session import FINAL_SECONDS, attachment
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bnwatch.evidence import Split
-    from bnwatch.keras.experiments import Shelf
+    from bnwatch.keras.laboratory import Shelf
 
 
 class LoopWatch(Verdict):

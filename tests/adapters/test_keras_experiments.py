@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 from bnwatch.evidence import ExperimentNotPossibleError
 from bnwatch.keras import crosscheck
 from bnwatch.keras.backends import backend_of
-from bnwatch.keras.experiments import Given, KerasLaboratory, class_scores
+from bnwatch.keras.experiments import Given
+from bnwatch.keras.laboratory import KerasLaboratory, class_scores
 from bnwatch.keras.layers import find_layers
 from tests.adapters.keras_models import CLASSES, compiled, convolutional, data, faked, layers, make, state
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bnwatch.diagnosis import BatchNormError
-from bnwatch.keras import BatchNormWatch, experiments, readings, session, tap
+from bnwatch.keras import BatchNormWatch, laboratory, readings, session, tap
 from bnwatch.keras.backends.tensorflow import functions, keeper, slots
 from tests.adapters.keras_models import CLASSES, compiled, data, layers, make, quiet_watch, state
 
@@ -47,9 +47,9 @@ SEAMS = [
     (keeper._Store, "assign"),
     (readings, "training"),
     (readings, "evaluation_record"),
-    (experiments.KerasLaboratory, "look"),
-    (experiments.KerasLaboratory, "outputs"),
-    (experiments.KerasLaboratory, "examples"),
+    (laboratory.KerasLaboratory, "look"),
+    (laboratory.KerasLaboratory, "outputs"),
+    (laboratory.KerasLaboratory, "examples"),
     (session.Session, "epoch_end"),
     (session.Session, "train_end"),
 ]
