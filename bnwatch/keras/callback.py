@@ -72,6 +72,8 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
             except NotImplementedError as error:
                 reason = str(error)
             if reason is None:
+                if not backend.speaks:
+                    self.watch.silence()
                 self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
             else:
                 _say(reason)

@@ -21,5 +21,9 @@ def backend_of(model: Any) -> Backend:
         from bnwatch.keras.backends.tensorflow import TensorFlowBackend
 
         return TensorFlowBackend(model)
+    if name == "torch":
+        from bnwatch.keras.backends.torch import TorchBackend
+
+        return TorchBackend(model)
     msg = f"bnwatch does not watch Keras on {name}; this training goes on unwatched"
     raise NotImplementedError(msg)
