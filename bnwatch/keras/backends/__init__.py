@@ -21,5 +21,9 @@ def backend_of(model: Any) -> Backend:
         from bnwatch.keras.backends.tensorflow import TensorFlowBackend
 
         return TensorFlowBackend(model)
+    if name == "jax":
+        from bnwatch.keras.backends.jax import JaxBackend
+
+        return JaxBackend(model)
     msg = f"bnwatch does not watch Keras on {name}; this training goes on unwatched"
     raise NotImplementedError(msg)
