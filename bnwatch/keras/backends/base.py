@@ -238,6 +238,21 @@ class Backend(ABC):
 
     # state
 
+    def hold(self, state: Any) -> None:
+        """Take the values of the model's variables where a hand-written loop keeps them itself; None lets go of them.
+
+        Args:
+            state: of ``trainable_variables`` and of ``non_trainable_variables``, in this order; more is not looked at.
+        """
+
+    @property
+    def unseen(self) -> str:
+        """Return what to do where a hand-written loop shows nothing in its first step."""
+        return (
+            "enter watch() before the training function is called for the first time, and call the model with "
+            "training=True"
+        )
+
     @abstractmethod
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
         """Return what variables of the model hold now, also in the middle of an epoch."""
