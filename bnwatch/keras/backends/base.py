@@ -296,6 +296,10 @@ class Backend(ABC):
             weights: variables of the model; the gradient of one that the loss does not depend on is zero.
         """
 
+    def loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:
+        """Return the loss of a batch, as the model computes it."""
+        return self.model.compute_loss(inputs, targets, predicted, None, training=False)
+
     def scaled(self, loss: Any) -> Any:
         """Return a loss as the optimizer scales it: a half-precision gradient that underflows would look like zero."""
         optimizer: Any = getattr(self.model, "optimizer", None)
