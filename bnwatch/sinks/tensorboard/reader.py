@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Look
+from bnwatch.evidence import Attribution, Look
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-    Entity = SignalTable | Attachment | EvaluationRecord | RecordedCells | Look | Diagnosis | Skipped | Report
+    Entity = (
+        SignalTable | Attachment | EvaluationRecord | RecordedCells | Attribution | Look | Diagnosis | Skipped | Report
+    )
 
 T = TypeVar("T")
 
@@ -50,6 +52,7 @@ class RunRecord:
         tables: the samples, by step.
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
+        attributions: to which layers the cost of the running statistics was attributed, by step.
         looks: the looks through the network, by step.
         problems: what could not be read, one sentence each.
     """
@@ -61,6 +64,7 @@ class RunRecord:
     tables: tuple[SignalTable, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
+    attributions: tuple[Attribution, ...] = ()
     looks: tuple[Look, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -184,6 +188,7 @@ class _Decoder:
             schema.ATTACHMENT: schema.parse_attachment,
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
+            schema.ATTRIBUTION: schema.parse_attribution,
             schema.LOOK: schema.parse_look,
             schema.REPORT: schema.parse_report,
         }
@@ -321,6 +326,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         tables=tables,
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
+        attributions=_by_step(_of(files, Attribution)),
         looks=_by_step(_of(files, Look)),
         problems=tuple(problem for file in files for problem in file.problems),
     )
