@@ -43,7 +43,7 @@ IMPOSSIBLE = {
     ("torch", "jit"): "torch.compile takes more than a minute a net on two busy cores",
     ("torch", "two_steps"): "Keras refuses steps_per_execution > 1 on torch",
 }
-"""What a backend (or ``legacy``, Keras 2) cannot do at all, or not in the time of a test, by way of training; and why."""
+"""Ways of training that a backend (or ``legacy``, Keras 2) lacks, or that outlast a test, and why."""
 
 
 def modes(*names):
