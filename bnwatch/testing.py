@@ -25,6 +25,7 @@ from bnwatch.records import (
     LayerSpec,
     RunningStatistics,
     StepSnapshot,
+    Structure,
 )
 from bnwatch.signals import Signals
 
@@ -132,7 +133,7 @@ def cells(
     return Cells(step, 0, classes, row(training), row(evaluation), missing)
 
 
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells) -> Signals:
+def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
     for item in items:
@@ -142,6 +143,8 @@ def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells)
             fed.evaluate(item)
         elif isinstance(item, Attachment):
             fed.attach(item)
+        elif isinstance(item, Structure):
+            fed.structure = item
         elif isinstance(item, Look):
             fed.looks.append(item)
         else:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.evidence import Cells, Look
-    from bnwatch.records import Attachment, EvaluationRecord
+    from bnwatch.records import Attachment, EvaluationRecord, Structure
     from bnwatch.signals import SignalTable
 
-    Item: TypeAlias = Attachment | SignalTable | EvaluationRecord | Cells | Look | Diagnosis | Skipped
+    Item: TypeAlias = Attachment | Structure | SignalTable | EvaluationRecord | Cells | Look | Diagnosis | Skipped
 
 
 class Sink(Protocol):

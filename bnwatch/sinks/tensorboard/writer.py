@@ -19,7 +19,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.evidence import Cells, Look
-from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile
@@ -66,7 +66,7 @@ class TensorBoardSink:
         self._step: int | None = None
         self._generation = self._file.generation
         self._described: set[str] = set()
-        self._waiting: list[Attachment | Skipped] = []
+        self._waiting: list[Attachment | Structure | Skipped] = []
         self._specs: dict[str, LayerSpec] = {}
         self._sites: tuple[CallSite, ...] | None = None
         self._stats = "", ""
@@ -84,7 +84,7 @@ class TensorBoardSink:
         if isinstance(item, Attachment):
             self._specs.update({spec.path: spec for spec in item.layers})
             self._sites = None
-        if isinstance(item, (Attachment, Skipped)):
+        if isinstance(item, (Attachment, Structure, Skipped)):
             # without a step there is nothing yet to tell a reader where this file takes up the run
             if self._step is None:
                 self._waiting.append(item)
@@ -136,6 +136,8 @@ class TensorBoardSink:
             yield from self._sample(item)
         elif isinstance(item, Attachment):
             yield self._json(schema.ATTACHMENT, schema.attachment_json(item))
+        elif isinstance(item, Structure):
+            yield self._json(schema.STRUCTURE, schema.structure_json(item))
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
