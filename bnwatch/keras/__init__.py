@@ -7,6 +7,8 @@ from typing import Any
 import keras as _keras
 
 from bnwatch.keras.callback import BatchNormWatch
+from bnwatch.keras.check import check
+from bnwatch.keras.split import split_shared
 
 if _keras.backend.backend() == "tensorflow":
     from bnwatch.keras.experiments import crosscheck
@@ -19,4 +21,4 @@ else:
 
     crosscheck = watch = _unsupported
 
-__all__ = ["BatchNormWatch", "crosscheck", "watch"]
+__all__ = ["BatchNormWatch", "check", "crosscheck", "split_shared", "watch"]

@@ -28,21 +28,9 @@ NORMALIZING = {"BatchNormalization", "LayerNormalization", "GroupNormalization",
 FUNCTIONS = {
     *("add", "subtract", "sub", "multiply", "mul", "divide", "truedivide", "true_divide", "truediv", "negative", "neg"),
     *("maximum", "minimum", "abs", "absolute", "square", "sqrt", "exp", "cast", "identity", "concatenate", "concat"),
-    *(
-        "relu",
-        "relu6",
-        "leakyrelu",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "gelu",
-        "silu",
-        "swish",
-        "sigmoid",
-        "tanh",
-        "softplus",
-    ),
-    *("hardsigmoid", "hard_sigmoid", "hardsilu", "hard_silu", "__add__", "__sub__", "__mul__", "__truediv__"),
+    *("relu", "relu6", "leakyrelu", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "sigmoid", "tanh"),
+    *("softplus", "hardsigmoid", "hard_sigmoid", "hardsilu", "hard_silu"),
+    *("__add__", "__sub__", "__mul__", "__truediv__"),
 }
 """Functions of the graph that act on each element, by the last part of their name in lower case."""
 LINEAR = {
@@ -97,7 +85,6 @@ class Trace:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.inputs: list[Value] = []
         self.outputs: list[Value] = []
         self.hidden: str | None = None
 
@@ -151,17 +138,26 @@ def trace(model: Any, input_shape: Any = None) -> Trace:
     traced = Trace()
     graph = graph_of(model)
     if graph is not None:
-        traced.inputs = [Value(_shape(tensor)) for tensor in graph.inputs]
-        traced.outputs = _expand(graph, traced.inputs, traced)
-        return traced
+        traced.outputs = _expand(graph, [Value(_shape(tensor)) for tensor in graph.inputs], traced)
+        if traced.hidden is None:
+            return traced
+        observed = _observe(model, _like(model.input))
+        return traced if observed.hidden is not None else observed
     shape = input_shape if input_shape is not None else _built_with(model)
     if shape is None:
         traced.hidden = "the model has no graph, and the shape of its input is not known"
     elif not all(layer.built for _, layer in walk(model)):
-        traced.hidden = "the model is not built yet"
+        traced.hidden = "the model has no graph, and is not built yet"
     else:
-        _observe(model, shape, traced)
+        return _observe(model, shape)
     return traced
+
+
+def _like(inputs: Any) -> Any:
+    """Return the shapes of tensors in the structure they stand in."""
+    if isinstance(inputs, dict):
+        return {name: _like(part) for name, part in inputs.items()}
+    return [_like(part) for part in inputs] if isinstance(inputs, list | tuple) else tuple(inputs.shape)
 
 
 def _expand(graph: Any, inputs: Sequence[Value], traced: Trace) -> list[Value]:
@@ -206,12 +202,12 @@ def _built_with(model: Any) -> Any:
 # --- models without a graph ---------------------------------------------------------------------------------------
 
 
-def _observe(model: Any, shape: Any, traced: Trace) -> None:
-    """Fill a trace by calling a built model on tensors without values, in a scope that keeps nothing."""
-    keras = keras_of(model)
+def _observe(model: Any, shape: Any) -> Trace:
+    """Return the calls of a built model on tensors without values, in a scope that keeps nothing."""
+    keras, traced = keras_of(model), Trace()
     if not hasattr(keras, "Operation"):
-        traced.hidden = "the model has no graph, and Keras 2 cannot call it without leaving traces on its layers"
-        return
+        traced.hidden = "part of the model has no graph, and only Keras 3 calls it without a trace"
+        return traced
     layers = [layer for _, layer in walk(model)]
     observer = _Observer(traced)
     probe = keras.Operation(name="bnwatch_structure")
@@ -236,6 +232,7 @@ def _observe(model: Any, shape: Any, traced: Trace) -> None:
                 layer.__dict__.pop("call", None)
             else:
                 layer.__dict__["call"] = own
+    return traced
 
 
 def _symbolic(keras: Any, shape: Any) -> Any:
@@ -257,7 +254,8 @@ class _Observer:
 
     def begin(self, inputs: Any) -> None:
         self._traced.calls, self._values, self._alive = [], {}, []
-        self._traced.inputs = [self._value(tensor) for tensor in flat(inputs)]
+        for tensor in flat(inputs):
+            self._value(tensor)
 
     def end(self, outputs: Any) -> None:
         self._traced.outputs = [self._value(tensor) for tensor in flat(outputs)]
@@ -305,15 +303,17 @@ def structure(
         epochs: planned epochs.
     """
     watched, _ = find_layers(model)
-    traced = trace(model, input_shape)
+    traced = trace(model, input_shape) if watched else Trace()
     paths = {id(layer): path for path, layer in walk(model)} | {id(one.layer): one.path for one in watched}
     _spread(traced, paths)
-    scores = _scores(traced)
+    scores, biases = _scores(traced), _biases(traced)
     places: dict[int, list[Place]] = {id(one.layer): [] for one in watched}
     for call in traced.calls:
         found = places.get(id(call.layer))
         if found is not None:
-            found.append(_place(call, CallSite(paths[id(call.layer)], len(found)), paths, output=call in scores))
+            place = _place(call, CallSite(paths[id(call.layer)], len(found)), paths)
+            biased = place.axis == place.channel_axis and call.inputs[0].maker in biases
+            found.append(replace(place, output=call in scores, bias=biased))
     return Structure(
         layers=tuple(_usage(one, tuple(places[id(one.layer)])) for one in watched),
         hidden=traced.hidden,
@@ -328,9 +328,9 @@ def _usage(watched: Watched, places: tuple[Place, ...]) -> Usage:
     return Usage(watched.path, type(layer).__name__, float(layer.momentum), bool(layer.trainable), places)
 
 
-def _place(call: Call, site: CallSite, paths: dict[int, str], *, output: bool) -> Place:
+def _place(call: Call, site: CallSite, paths: dict[int, str]) -> Place:
     source = call.inputs[0] if call.inputs else Value(None)
-    place = Place(site=site, output=output, layout=source.layout)
+    place = Place(site=site, layout=source.layout)
     if source.dropout is not None:
         place = replace(place, dropout=source.dropout[0], rate=source.dropout[1])
     if source.maker is not None:
@@ -342,7 +342,7 @@ def _place(call: Call, site: CallSite, paths: dict[int, str], *, output: bool) -
         sizes = [size for n, size in enumerate(source.shape) if n not in (0, axis)]
         elements = None if None in sizes else prod(size for size in sizes if size is not None)
         place = replace(place, rank=rank, axis=axis, elements=elements)
-    return replace(place, bias=place.axis == place.channel_axis and _bias(source.maker))
+    return place
 
 
 def kinds(layer: Any) -> set[str]:
@@ -370,9 +370,8 @@ def _spread(traced: Trace, paths: dict[int, str]) -> None:
         layouts = {value.layout for value in call.inputs}
         dropouts = [value.dropout for value in call.inputs if value.dropout is not None]
         for value in call.outputs:
-            if value.shape is not None and len(value.shape) == 2:  # noqa: PLR2004 - examples and channels
-                value.layout = "channels_last"
-            elif of & CHANNELS_LAST:
+            vectors = value.shape is not None and len(value.shape) == 2  # noqa: PLR2004 - examples and channels
+            if vectors or of & CHANNELS_LAST:
                 value.layout = "channels_last"
             elif getattr(call.layer, "data_format", None) in ("channels_first", "channels_last") and of:
                 value.layout = call.layer.data_format
@@ -399,14 +398,22 @@ def _scores(traced: Trace) -> set[Call]:
     return found
 
 
-def _bias(maker: Call | None) -> bool:
-    """Return whether a call adds a bias that nothing but trainable batch normalization with an offset sees."""
-    if maker is None or _kind(maker.layer) not in LINEAR or not getattr(maker.layer, "use_bias", False):
-        return False
-    return _activation(maker.layer) == "linear" and all(
-        _kind(reader.layer) == "BatchNormalization" and reader.layer.center and reader.layer.trainable
-        for reader in maker.readers
-    )
+def _biases(traced: Trace) -> set[Call]:
+    """Return the calls of layers whose bias nothing sees but trainable batch normalization with an offset."""
+    seen = {
+        call.layer
+        for call in traced.calls
+        if not set(call.outputs).isdisjoint(traced.outputs)
+        or not all(
+            _kind(reader.layer) == "BatchNormalization" and reader.layer.center and reader.layer.trainable
+            for reader in call.readers
+        )
+    }
+    return {call for call in traced.calls if call.layer not in seen and _adds_bias(call.layer)}
+
+
+def _adds_bias(layer: Any) -> bool:
+    return _kind(layer) in LINEAR and bool(getattr(layer, "use_bias", False)) and _activation(layer) == "linear"
 
 
 def _activation(layer: Any) -> str:

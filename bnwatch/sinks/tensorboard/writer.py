@@ -134,10 +134,8 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, Attachment):
-            yield self._json(schema.ATTACHMENT, schema.attachment_json(item))
-        elif isinstance(item, Structure):
-            yield self._json(schema.STRUCTURE, schema.structure_json(item))
+        elif isinstance(item, (Attachment, Structure)):
+            yield self._json(*_described(item))
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
@@ -269,6 +267,13 @@ def safe(name: str) -> str:
 def safe_path(path: str) -> str:
     """Return a layer's path as part of a tag."""
     return "/".join(map(safe, path.split("/"))) if len(path) < 100 else safe(path)  # noqa: PLR2004
+
+
+def _described(item: Attachment | Structure) -> tuple[str, dict[str, Any]]:
+    """Return the tag and the JSON of what is known of the model."""
+    if isinstance(item, Attachment):
+        return schema.ATTACHMENT, schema.attachment_json(item)
+    return schema.STRUCTURE, schema.structure_json(item)
 
 
 def _evaluation_scalars(evaluation: EvaluationRecord) -> Iterator[Any]:
