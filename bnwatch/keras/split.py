@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnwatch.keras.layers import walk
 from bnwatch.keras.structure import flat, graph_of, keras_of, kinds, nodes, operation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def split_shared(model: Any) -> Any:
     """Return a copy of a functional model in which no batch-normalization layer is called at two places.
 
     The first call site keeps the name of the layer, ``bn``, the others get the next free one: ``bn_2``, ``bn_3``. A
-    nested model that holds batch normalization and is called at several places is split likewise, ``encoder_2``; all
-    that is no batch normalization stays shared as it was. Every layer of the copy has the weights of its original, so
+    nested model that holds batch normalization and is called at several places gives way to its layers:
+    ``encoder_conv``, still shared, ``encoder_bn`` and ``encoder_bn_2``. Whatever is no batch normalization stays shared
+    as it was. Every layer of the copy has the weights of its original, so
     that both models give the same outputs until they are trained. The original is left as it is.
 
     The copy is not compiled, whatever the original is: its optimizer would need state for the new layers. Making layers
@@ -41,20 +39,21 @@ def split_shared(model: Any) -> Any:
         msg = f"no batch-normalization layer of {model.name!r} is called at more than one place: nothing to split"
         raise ValueError(msg)
     for layer in _called(graph):
-        if calls[id(layer)] > 1 and _holds_batch_norm(layer) and "BatchNormalization" not in kinds(layer):
+        splits = "BatchNormalization" in kinds(layer) or graph_of(layer) is not None
+        if calls[id(layer)] > 1 and _holds_batch_norm(layer) and not splits:
             msg = (
                 f"{layer.name!r} is called at {calls[id(layer)]} places and has batch normalization in code of its own"
             )
             raise ValueError(msg + ", without a graph to split: give it layers of its own at each call")
-    return _Copier(keras).model(model, model.name)
+    return _Copier(keras, calls).model(model, model.name)
 
 
 def _called(graph: Any) -> list[Any]:
-    """Return the layer of every call of a forward pass, nested models taken apart."""
+    """Return the layer of every call of a forward pass, nested models before what they call."""
     called = []
     for node in nodes(graph):
         below = graph_of(operation(node))
-        called += [operation(node)] if below is None else _called(below)
+        called += [operation(node), *(_called(below) if below is not None else ())]
     return called
 
 
@@ -64,54 +63,69 @@ def _holds_batch_norm(layer: Any) -> bool:
 
 
 class _Names:
-    """Names of one model: a layer keeps its name the first time, and gets the next free one each further time."""
+    """Names of one model: a layer keeps its own where that is free, else it gets the next free one."""
 
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken, self._given = set(taken), set[str]()
+    def __init__(self, graph: Any) -> None:
+        self._kept = {operation(node).name for node in nodes(graph)}
+        self._given: set[str] = set()
 
-    def free(self, name: str) -> str:
-        if name not in self._given:
-            self._given.add(name)
-            return name
-        free = next(f"{name}_{n}" for n in itertools.count(2) if f"{name}_{n}" not in self._taken)
-        self._taken.add(free)
-        return free
+    def give(self, name: str, *, new: bool) -> str:
+        """Return a free name; ``new`` if none of the layers that the model has already bears it."""
+        taken = self._given | (self._kept if new else set())
+        if name in taken:
+            taken |= self._kept
+            name = next(f"{name}_{n}" for n in itertools.count(2) if f"{name}_{n}" not in taken)
+        self._given.add(name)
+        return name
 
 
 class _Copier:
-    """Copies layers: batch normalization at every call, and what has a graph that holds it; all else once."""
+    """Copies layers: batch normalization at every call, all else once."""
 
-    def __init__(self, keras: Any) -> None:
+    def __init__(self, keras: Any, calls: Counter[int]) -> None:
         self._keras = keras
+        self._calls = calls
         self._copies: dict[int, Any] = {}
 
     def model(self, model: Any, name: str) -> Any:
-        """Return a copy of a model that has a graph, under another name."""
+        """Return a copy of a model that has a graph."""
         graph = graph_of(model)
-        known = {id(tensor): _input_like(tensor) for tensor in graph.inputs}  # type: ignore[union-attr]
-        names = _Names({operation(node).name for node in nodes(graph)})
-        for node in nodes(graph):
-            layer = operation(node)
-            known_copy = id(layer) in self._copies
-            copied = self._copy(layer, names)
-            args, kwargs = _arguments(node)
-            outputs = copied(*_filled(args, known), **_filled(kwargs, known))
-            if not known_copy and isinstance(layer, self._keras.layers.Layer) and graph_of(layer) is None:
-                _take_over(layer, copied)  # only now it is built
-            known.update(zip(map(id, flat(node.outputs)), flat(outputs), strict=True))
-        return self._made(model, *(_filled(part, known) for part in _ends(graph)), name)
+        inputs, outputs = _ends(graph)
+        known = {id(tensor): _input_like(tensor) for tensor in flat(inputs)}
+        self._run(graph, known, _Names(graph))
+        return self._made(model, _filled(inputs, known), _filled(outputs, known), name)
 
-    def _copy(self, layer: Any, names: _Names) -> Any:
+    def _run(
+        self, graph: Any, known: dict[int, Any], names: _Names, prefix: str = "", training: bool | None = None
+    ) -> None:
+        """Call the copies of the layers of a graph on what is ``known``, and add what they make."""
+        for node in nodes(graph):
+            layer, below = operation(node), graph_of(operation(node))
+            args, kwargs = (_filled(part, known) for part in _arguments(node))
+            if training is not None and kwargs.get("training") is None and _takes_training(layer):
+                kwargs["training"] = training
+            if below is not None and self._calls[id(layer)] > 1 and _holds_batch_norm(layer):
+                # two models that share layers cannot be saved, so the layers take the place of the model
+                known.update(zip(map(id, flat(_ends(below)[0])), flat([args, kwargs]), strict=False))
+                self._run(below, known, names, f"{prefix}{layer.name}_", kwargs.get("training"))
+                outputs = _filled(_ends(below)[1], known)
+            else:
+                fresh = id(layer) not in self._copies
+                outputs = (copied := self._copy(layer, names, prefix))(*args, **kwargs)
+                if fresh and below is None and isinstance(layer, self._keras.layers.Layer):
+                    _take_over(layer, copied)  # only now it is built
+            known.update(zip(map(id, flat(node.outputs)), flat(outputs), strict=True))
+
+    def _copy(self, layer: Any, names: _Names, prefix: str) -> Any:
         if not isinstance(layer, self._keras.layers.Layer):
             return _operation_like(layer)
-        if id(layer) in self._copies:
-            return self._copies[id(layer)]
-        holds = _holds_batch_norm(layer)
-        name = names.free(layer.name) if holds else layer.name
-        copied = self.model(layer, name) if graph_of(layer) is not None else _layer_like(layer, name)
-        if not holds:
+        if id(layer) not in self._copies:
+            name = names.give(prefix + layer.name, new=bool(prefix))
+            copied = _layer_like(layer, name) if graph_of(layer) is None else self.model(layer, name)
+            if "BatchNormalization" in kinds(layer):
+                return copied
             self._copies[id(layer)] = copied
-        return copied
+        return self._copies[id(layer)]
 
     def _made(self, model: Any, inputs: Any, outputs: Any, name: str) -> Any:
         kind = type(model)
@@ -148,6 +162,10 @@ def _filled(structure: Any, known: dict[int, Any]) -> Any:
         parts = [_filled(part, known) for part in structure]
         return parts if isinstance(structure, list) else tuple(parts)
     return known.get(id(structure), structure)
+
+
+def _takes_training(layer: Any) -> bool:
+    return bool(getattr(layer, "_call_has_training_arg", getattr(layer, "_expects_training_arg", False)))
 
 
 def _input_like(tensor: Any) -> Any:
