@@ -72,6 +72,7 @@ class Diagnosis:
         last_step: last step at which it still held.
         evidence: measured numbers by name.
         table: evidence to be read side by side.
+        further: more of such tables, which explain the first.
         notes: why it is so.
         helps: what to do, one action each, the likeliest first.
         state: active, cleared (no longer holds), or allowed by the user.
@@ -89,11 +90,17 @@ class Diagnosis:
     last_step: int
     evidence: Mapping[str, Quantity] = field(default_factory=dict)
     table: Table | None = None
+    further: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     helps: tuple[str, ...] = ()
     state: State = "active"
     causes: tuple[str, ...] = ()
     reason: str | None = None
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return every table, the first one first."""
+        return (*(() if self.table is None else (self.table,)), *self.further)
 
     @property
     def key(self) -> str:
@@ -109,13 +116,13 @@ LOOKS_AGAIN = ""
 class Skipped:
     """A rule that could not look, and why. "Fine" and "could not look" are never the same.
 
-    ``needs`` names the experiment that would let it look: the ``cells``, a ``look`` through the network, or one with
-    ``gradients``.
+    ``needs`` names the experiment that would let it look: the ``cells``, their ``attribution`` to layers, a ``look``
+    through the network, or one with ``gradients``.
     """
 
     rule: str
     reason: str
-    needs: Literal["cells", "look", "gradients"] | None = None
+    needs: Literal["cells", "attribution", "look", "gradients"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

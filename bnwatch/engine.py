@@ -116,6 +116,7 @@ class Engine:
             last_step=step,
             evidence=finding.evidence,
             table=finding.table,
+            further=finding.further,
             notes=finding.notes,
             helps=finding.helps,
             state="active" if reason is None else "allowed",

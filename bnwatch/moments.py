@@ -154,6 +154,40 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return binomial_survival(only_first, only_first + only_second, 0.5)
 
 
+def paired_interval(both: int, only_first: int, only_second: int, neither: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval of the difference of two shares of the same examples; 95 % by default.
+
+    Newcombe (1998, Statistics in Medicine 17:2635-2650, method 10): Wilson's intervals of the two shares, put together
+    with the correlation of the pairs, which is corrected for continuity where it is positive.
+
+    Args:
+        both: examples that both classifiers get right.
+        only_first: examples that only the first gets right.
+        only_second: examples that only the second gets right.
+        neither: examples that none gets right.
+        z: standard deviations of a normal distribution to either side.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    n = both + only_first + only_second + neither
+    if n <= 0:
+        msg = "a difference needs at least one example"
+        raise ValueError(msg)
+    first, second = both + only_first, both + only_second
+    product = float(both * neither - only_first * only_second)
+    if product > 0:
+        product = max(product - n / 2.0, 0.0)
+    scale = math.sqrt(float(first) * (n - first) * second * (n - second))
+    phi = product / scale if scale else 0.0
+    (low1, high1), (low2, high2) = (binomial_interval(k / n, n, z) for k in (first, second))
+    below1, above1, below2, above2 = first / n - low1, high1 - first / n, second / n - low2, high2 - second / n
+    down = math.sqrt(max(below1**2 - 2.0 * phi * below1 * above2 + above2**2, 0.0))
+    up = math.sqrt(max(above1**2 - 2.0 * phi * above1 * below2 + below2**2, 0.0))
+    difference = (only_first - only_second) / n
+    return max(-1.0, difference - down), min(1.0, difference + up)
+
+
 def site_variances(
     deviation_sum: NDArray[np.float64], square_sum: NDArray[np.float64], steps: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -177,6 +211,31 @@ def site_variances(
     between = explained / (sites - 1)
     within = np.maximum(square_sum - explained, 0.0) / ((steps - 1) * (sites - 1))
     return between, within
+
+
+def sites_apart(mean: NDArray[np.float64], var: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return how far call sites are apart, from their batch moments at the same steps.
+
+    Args:
+        mean: batch means, shape ``(steps, sites, channels)``, two steps and two sites at least.
+        var: batch variances with epsilon added, likewise.
+
+    Returns:
+        The standard deviation between site means, in standard deviations of the activations, and that between the log
+        standard deviations, each with the noise taken out and as root mean square over channels; then the larger of
+        the two F ratios, to be held against `same_sites_p`.
+    """
+    steps = len(mean)
+    # in units of each channel, or the widest would decide alone
+    values = mean / np.sqrt(var[-1].mean(axis=0)), 0.5 * np.log(var)
+    apart, ratios = [], []
+    for value in values:
+        deviation = value - value.mean(axis=1, keepdims=True)
+        between, within = site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), steps)
+        apart.append(float(np.sqrt(np.mean(np.maximum(between - within, 0.0) / steps))))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios.append(between.sum() / within.sum())
+    return apart[0], apart[1], float(np.fmax(*ratios))
 
 
 def same_sites_p(ratio: float, sites: int, steps: int) -> float:

@@ -139,16 +139,20 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
             }
             for name, measured in diagnosis.evidence.items()
         },
-        "table": None
-        if diagnosis.table is None
-        else {
-            "columns": list(diagnosis.table.columns),
-            "rows": [[c if isinstance(c, str) else json_number(c) for c in row] for row in diagnosis.table.rows],
-        },
+        "table": None if diagnosis.table is None else table_json(diagnosis.table),
+        "further": [table_json(table) for table in diagnosis.further],
         "notes": list(diagnosis.notes),
         "helps": list(diagnosis.helps),
         "causes": list(diagnosis.causes),
         "reason": diagnosis.reason,
+    }
+
+
+def table_json(table: Table) -> dict[str, Any]:
+    """Return a table as JSON objects."""
+    return {
+        "columns": list(table.columns),
+        "rows": [[cell if isinstance(cell, str) else json_number(cell) for cell in row] for row in table.rows],
     }
 
 
@@ -248,11 +252,8 @@ def diagnosis_text(
     lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
     for cause in diagnosis.causes:
         lines += _wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
-    if diagnosis.table is not None:
-        lines += [f"      {line}" for line in _table(diagnosis.table)]
-    if diagnosis.table is not None and diagnosis.evidence:
-        lines.append("")
-    lines += [f"      {line}" for line in _pairs(diagnosis.evidence)]
+    blocks = [*map(_table, diagnosis.tables), _pairs(diagnosis.evidence)]
+    lines += "\n\n".join("\n".join(f"      {line}" for line in block) for block in blocks if block).splitlines()
     for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
         for text in texts:
             lines += _wrapped(f"  {kind}: ", text, width, " " * (len(kind) + 4))
@@ -260,8 +261,8 @@ def diagnosis_text(
         lead = "  " * depth + "consequence: "
         text = f"{_label(consequence)}: {consequence.message} ({_where(consequence)})"
         lines += _wrapped(lead, text, width, " " * len(lead))
-        if consequence.table is not None:
-            lines += [f"{' ' * len(lead)}{line}" for line in _table(consequence.table)]
+        for table in consequence.tables:
+            lines += [f"{' ' * len(lead)}{line}" for line in _table(table)]
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
     more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
@@ -400,9 +401,9 @@ def diagnosis_markdown(
         f"{markdown_text(diagnosis.message)}",
         f"at {_markdown_where(diagnosis)}",
     ]
-    if diagnosis.table is not None:
-        columns = [_column(cells) for cells in zip(*diagnosis.table.rows[:_ROWS], strict=False)]
-        blocks.append(_markdown_table(diagnosis.table.columns, list(zip(*columns, strict=True))))
+    for table in diagnosis.tables:
+        columns = [_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)]
+        blocks.append(_markdown_table(table.columns, list(zip(*columns, strict=True))))
     if diagnosis.evidence:
         pairs = [[_spoken(name), quantity(measured)] for name, measured in diagnosis.evidence.items()]
         blocks.append(_markdown_table(("measured", "value"), pairs))

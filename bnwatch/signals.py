@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Cells, Look
+    from bnwatch.evidence import Attribution, Cells, Look
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
@@ -185,6 +185,8 @@ class Signals:
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))
     cells: Cells | None = None
+    attribution: Attribution | None = None
+    """To which layers the cost that the cells show was attributed; its step is that of the cells."""
     refused: str | None = None
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """Builders and fakes for those who write rules or taps.
 
-`layer`, `call` and `snapshot` build records from plain numbers, `look` and `cells` build the results of experiments,
-`signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and `FakeLaboratory` is
-a small model with one batch-normalization layer, for experiments without a framework.
+`layer`, `call` and `snapshot` build records from plain numbers, `look`, `cells` and `attribution` build the results of
+experiments, `signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and
+`FakeLaboratory` is a small model with batch normalization, for experiments without a framework.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bnwatch import moments
-from bnwatch.evidence import Cell, Cells, Examples, ExperimentNotPossibleError, LayerLook, Look
+from bnwatch.evidence import (
+    Attribution,
+    Cell,
+    Cells,
+    Difference,
+    Examples,
+    ExperimentNotPossibleError,
+    LayerLook,
+    Look,
+    SiteCost,
+    SiteMoments,
+    recalibrate,
+)
 from bnwatch.records import (
     Attachment,
     BatchStatistics,
@@ -30,11 +42,11 @@ from bnwatch.records import (
 from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from bnwatch.evidence import Split, Statistics
+    from bnwatch.evidence import MeanAndVariance, Split, Statistics
 
     Draw = Callable[[np.random.Generator], NDArray[np.float64]]
 
@@ -133,7 +145,34 @@ def cells(
     return Cells(step, 0, classes, row(training), row(evaluation), missing)
 
 
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells) -> Signals:
+def difference(gained: float, examples: int = 1000) -> Difference:
+    """Return the difference of two passes, the worse of which is right in no example that the better gets wrong."""
+    only, both = round(abs(gained) * examples), examples // 2 - round(abs(gained) * examples) // 2
+    pair = (only, 0) if gained >= 0.0 else (0, only)
+    interval = moments.paired_interval(both, *pair, examples - both - only)
+    return Difference(gained, interval, moments.mcnemar(*pair))
+
+
+def attribution(
+    step: int = 0,
+    *,
+    cost: float,
+    recovered: Mapping[str, float],
+    split: Split = "evaluation",
+    examples: int = 1000,
+    unmeasured: tuple[str, ...] = (),
+) -> Attribution:
+    """Return an attribution of ``cost`` to layers, or to call sites such as ``bn#1``, by what each alone recovers."""
+    costs = []
+    for subject, share in sorted(recovered.items(), key=lambda item: -item[1]):
+        path, _, index = subject.partition("#")
+        found = difference(share, examples)
+        costs.append(SiteCost(path, int(index) if index else None, 1.0, found, found))
+    total = difference(cost, examples)
+    return Attribution(step, 0, split, examples, 0.9 - cost, 0.9, total, tuple(costs), unmeasured)
+
+
+def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells | Attribution) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
     for item in items:
@@ -147,6 +186,8 @@ def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Structure | L
             fed.structure = item
         elif isinstance(item, Look):
             fed.looks.append(item)
+        elif isinstance(item, Attribution):
+            fed.attribution = item
         else:
             fed.cells = item
     return fed
@@ -193,14 +234,16 @@ def train(spec: LayerSpec, *sites: Draw, steps: int, every: int = 1, seed: int =
 
 @dataclass
 class FakeLaboratory:
-    """A laboratory over a model of one batch normalization, a ReLU and one dense layer, in float64.
+    """A laboratory over batch normalizations, each followed by a ReLU, and a dense layer, in float64.
 
     Attributes:
         weights: of the dense layer, shape ``(channels, classes)``.
         data: the batches of each split; a split that is not there cannot be had.
-        mean: running mean.
-        var: running variance.
+        mean: running means, shape ``(channels,)`` or ``(layers, channels)``.
+        var: running variances, likewise.
         gradient: what is reported as the gradient of the dense layer.
+        calls: the layer that normalizes at each call site, in the order of the calls.
+        bessel_corrected: what the layers are said to keep.
         asked: names of the methods called, in order.
     """
 
@@ -210,6 +253,8 @@ class FakeLaboratory:
     var: NDArray[np.float64]
     gradient: float = 1.0
     epsilon: float = 1e-3
+    calls: tuple[str, ...] = ("bn",)
+    bessel_corrected: bool = False
     asked: list[str] = field(default_factory=list)
 
     @classmethod
@@ -227,6 +272,20 @@ class FakeLaboratory:
         weights = np.eye(classes) * np.linspace(0.5, 2.0, classes)
         return cls(weights, data, np.zeros(classes), np.ones(classes))
 
+    @classmethod
+    def stacked(cls, *calls: str, batches: int = 6, size: int = 64, seed: int = 0) -> FakeLaboratory:
+        """Return a model that calls these layers in turn, its running statistics those of the training data."""
+        lab = cls.separable(batches=batches, size=size, seed=seed)
+        shape = len(set(calls)), len(lab.weights)
+        lab.calls, lab.mean, lab.var = calls, np.zeros(shape), np.ones(shape)
+        found: dict[str, moments.Moments] = {}
+        for one in itertools.chain.from_iterable(lab.inputs(batch, "batch") for batch in lab.data["training"]):
+            known = found.get(one.site.layer)
+            found[one.site.layer] = one.moments if known is None else moments.pool(known, one.moments)
+        lab.assign({name: (one.mean, one.var) for name, one in found.items()})
+        lab.asked.clear()
+        return lab
+
     def examples(self, split: Split, limit: int) -> Sequence[Examples]:
         """Return whole batches of at most ``limit`` examples, one at least."""
         self.asked.append("examples")
@@ -237,36 +296,79 @@ class FakeLaboratory:
         sizes = itertools.accumulate(len(batch.labels) for batch in batches)
         return batches[: max(1, sum(size <= limit for size in sizes))]
 
-    def outputs(self, batch: Examples, statistics: Literal["batch", "running"]) -> NDArray[np.float64]:
+    def outputs(
+        self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
+    ) -> NDArray[np.float64]:
         """Return the scores of one batch."""
         self.asked.append("outputs")
-        return self._forward(batch, statistics)[-1]
+        return self._forward(batch, statistics, other)[-1][1]
+
+    def inputs(self, batch: Examples, statistics: Literal["batch", "running"] = "running") -> Sequence[SiteMoments]:
+        """Return the moments of what enters each call."""
+        self.asked.append("inputs")
+        entered: list[SiteMoments] = []
+        self._forward(batch, statistics, entered=entered)
+        return entered
+
+    def specs(self) -> Mapping[str, LayerSpec]:
+        """Return the layers by path."""
+        names, channels = dict.fromkeys(self.calls), len(self.weights)
+        return {
+            name: layer(name, channels, epsilon=self.epsilon, bessel_corrected=self.bessel_corrected) for name in names
+        }
+
+    def running(self) -> Mapping[str, MeanAndVariance]:
+        """Return copies of the running statistics."""
+        rows = zip(np.atleast_2d(self.mean).copy(), np.atleast_2d(self.var).copy(), strict=True)
+        return dict(zip(dict.fromkeys(self.calls), rows, strict=True))
+
+    def assign(self, statistics: Mapping[str, MeanAndVariance]) -> None:
+        """Set running statistics in place."""
+        self.asked.append("assign")
+        for number, name in enumerate(dict.fromkeys(self.calls)):
+            if name in statistics:
+                np.atleast_2d(self.mean)[number], np.atleast_2d(self.var)[number] = statistics[name]
 
     @contextmanager
     def population(self, batches: Sequence[Examples]) -> Iterator[None]:
         """Re-estimate the running statistics from ``batches``; restore them on exit."""
         self.asked.append("population")
         kept = self.mean, self.var
-        every = np.concatenate([np.asarray(batch.inputs) for batch in batches])
-        self.mean, self.var = every.mean(axis=0), every.var(axis=0)
+        self.mean, self.var = self.mean.copy(), self.var.copy()
         try:
+            recalibrate(self, batches)
             yield
         finally:
             self.mean, self.var = kept
 
     def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return looks at ``bn``, ``relu`` and ``dense``."""
+        """Return looks at each call, its ReLU and ``dense``."""
         self.asked.append("look")
         kinds = {"bn": "BatchNormalization", "relu": "ReLU", "dense": "Dense"}
-        outputs = self._forward(batch, "batch")
         return tuple(
-            LayerLook.of(path, kind, output, self.gradient if gradients and path == "dense" else None)
-            for (path, kind), output in zip(kinds.items(), outputs, strict=True)
+            LayerLook.of(path, kinds[kind], output, self.gradient if gradients and path == "dense" else None)
+            for (path, kind), output in self._forward(batch, "batch")
         )
 
-    def _forward(self, batch: Examples, statistics: str) -> tuple[NDArray[np.float64], ...]:
-        inputs = np.asarray(batch.inputs, dtype=np.float64)
-        mean, var = (inputs.mean(axis=0), inputs.var(axis=0)) if statistics == "batch" else (self.mean, self.var)
-        normalized = (inputs - mean) / np.sqrt(var + self.epsilon)
-        active = np.maximum(normalized, 0.0)
-        return normalized, active, active @ self.weights
+    def _forward(
+        self,
+        batch: Examples,
+        statistics: Literal["batch", "running"],
+        other: Collection[CallSite] = (),
+        entered: list[SiteMoments] | None = None,
+    ) -> list[tuple[tuple[str, str], NDArray[np.float64]]]:
+        """Return every output with its path and kind."""
+        active = np.asarray(batch.inputs, dtype=np.float64)
+        running, outputs = self.running(), []
+        for number, name in enumerate(self.calls):
+            site = CallSite(name, self.calls[:number].count(name))
+            own = moments.Moments(active.mean(axis=0), active.var(axis=0), len(active))
+            if entered is not None:
+                entered.append(SiteMoments(site, own))
+            by_batch = (statistics == "batch") is not (site in other)
+            mean, var = (own.mean, own.var) if by_batch else running[name]
+            normalized = (active - mean) / np.sqrt(var + self.epsilon)
+            active = np.maximum(normalized, 0.0)
+            places = name if self.calls.count(name) == 1 else str(site), f"relu{number or ''}"
+            outputs += [((places[0], "bn"), normalized), ((places[1], "relu"), active)]
+        return [*outputs, (("dense", "dense"), active @ self.weights)]

@@ -93,7 +93,7 @@ class Watch:
         self._calls: list[CallRecord] = []
         self._step = 0
         self._right, self._seen = 0.0, 0
-        self._cells_at, self._next_cells = -1, 0
+        self._cells_at, self._next_cells, self._attributed_at = -1, 0, -1
 
     # What a user calls.
 
@@ -275,7 +275,7 @@ class Watch:
             self.look(lab, step=step, epoch=epoch, gradients=True)
 
     def experiment(self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False) -> None:
-        """Run the experiments that rules wait for; the cells also when training ends (``final``).
+        """Run the experiments that rules wait for, each within ``seconds``; the cells also at the end (``final``).
 
         A rule that goes on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
         """
@@ -285,6 +285,9 @@ class Watch:
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             self._crosscheck(lab, step, epoch, seconds)
+        if self._engine.needs("attribution") and self._attributed_at != self._cells_at:
+            self._attributed_at = self._cells_at
+            self._attribute(lab, step, epoch, seconds)
         if self._engine.needs("look", "gradients"):
             self.look(lab, step=step, epoch=epoch, gradients=True)
         self._announce()
@@ -299,6 +302,20 @@ class Watch:
         else:
             self.signals.cells, self.signals.refused = cells, None
             self._write(cells)
+        finally:
+            progress.clear()
+        self._judge(tell=False)
+
+    def _attribute(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+        """Attribute what the cells show to layers, in as much time again."""
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
+        try:
+            found = evidence.attribute(lab, step=step, epoch=epoch, budget=budget, progress=progress)
+        except evidence.ExperimentNotPossibleError as error:
+            self.signals.refused = str(error)
+        else:
+            self.signals.attribution = found
+            self._write(found)
         finally:
             progress.clear()
         self._judge(tell=False)

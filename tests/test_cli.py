@@ -96,7 +96,7 @@ def test_json_is_one_document_for_all_runs(capsys, tmp_path):
     assert (a["run"], b["run"], b["diagnoses"]) == (str(tmp_path / "a"), str(tmp_path / "b"), [])
     assert {
         "rule", "name", "severity", "state", "subject", "first_step", "last_step", "epoch", "message", "evidence",
-        "table", "notes", "helps", "causes", "consequences", "reason",
+        "table", "further", "notes", "helps", "causes", "consequences", "reason",
     } == set(a["diagnoses"][0])  # fmt: skip
     assert a["skipped"][0] == {"rule": "BN302", "reason": "the number of classes is not known", "needs": None}
     assert a["problems"] == []

@@ -33,9 +33,9 @@ def lab():
 def timed(lab, seconds_a_batch, monkeypatch):
     clock, outputs = Clock(), lab.outputs
 
-    def slow(batch, statistics):
+    def slow(*args):
         clock.now += seconds_a_batch
-        return outputs(batch, statistics)
+        return outputs(*args)
 
     monkeypatch.setattr(lab, "outputs", slow)
     return clock
@@ -137,12 +137,12 @@ def test_progress_rises_to_its_total(lab, monkeypatch, seconds):
 def test_everything_is_restored_also_when_a_pass_fails(lab, monkeypatch):
     outputs, calls = lab.outputs, []
 
-    def failing(batch, statistics):
+    def failing(batch, statistics, other):
         calls.append(statistics)
         if lab.mean.any():
             msg = "inside the re-estimate"
             raise RuntimeError(msg)
-        return outputs(batch, statistics)
+        return outputs(batch, statistics, other)
 
     monkeypatch.setattr(lab, "outputs", failing)
     with pytest.raises(RuntimeError, match="re-estimate"):

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from bnwatch.diagnosis import BatchNormWarning
+from bnwatch.keras.backends import backend_of
+from bnwatch.keras.session import Session
 from bnwatch.watch import Verdict, Watch
-
-if keras.backend.backend() == "tensorflow":
-    from bnwatch.keras.session import Session, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,23 +57,22 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
         self._session: Session | None = None
         self._steps = 0
         self._known: Statistics = {}
-        if keras.backend.backend() != "tensorflow":
-            _say(
-                f"bnwatch watches Keras on the TensorFlow backend only, not on {keras.backend.backend()}; "
-                "this training goes on unwatched"
-            )
 
     # What Keras calls.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
         """Attach."""
         self._leave()
-        if keras.backend.backend() != "tensorflow" or not self.watch.enabled:
+        if not self.watch.enabled:
             return
         with self.watch.guard("attaching to the model"):
-            reason = why_not(self.model)
+            try:
+                backend = backend_of(self.model)
+                reason = backend.why_not()
+            except NotImplementedError as error:
+                reason = str(error)
             if reason is None:
-                self._session = Session(self.model, self.watch, steps=self._steps, known=self._known)
+                self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
             else:
                 _say(reason)
 

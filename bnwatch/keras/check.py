@@ -6,7 +6,8 @@ from typing import Any
 
 from bnwatch.diagnosis import Report
 from bnwatch.engine import Engine
-from bnwatch.keras.structure import keras_of, structure
+from bnwatch.keras.library import library_of
+from bnwatch.keras.structure import structure
 from bnwatch.rules import BEFORE_TRAINING
 from bnwatch.signals import Signals
 
@@ -33,9 +34,12 @@ def check(
             tensors without values (Keras 3).
 
     Raises:
-        ValueError: it is no Keras model, or a number is not positive.
+        TypeError: it is no Keras model.
+        ValueError: a number is not positive.
     """
-    keras_of(model)
+    if not isinstance(model, library_of(model).Model):
+        msg = f"check needs a Keras model, got {type(model).__name__}"
+        raise TypeError(msg)
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch), ("epochs", epochs)):
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, got {value!r}"

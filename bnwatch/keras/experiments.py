@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import keras
 import numpy as np
 
 from bnwatch import evidence, moments
 from bnwatch.evidence import ExperimentNotPossibleError
-from bnwatch.keras.keep import Batch, batch_of, size
+from bnwatch.keras.backends import backend_of
+from bnwatch.keras.keep import Batch, batch_of, mapped, size
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
-from bnwatch.keras.passes import preserved, scoring, tensors
+from bnwatch.keras.swap import forward, normalizing
+from bnwatch.records import CallSite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from bnwatch.evidence import Cells, Examples, LayerLook, Split
+    from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
-    from bnwatch.keras.passes import Quiet
-    from bnwatch.keras.swap import Mode
+    from bnwatch.keras.swap import Moments
+    from bnwatch.records import LayerSpec
+
+    Mode = Literal["batch", "running"]
 
 
 class Shelf(Protocol):
@@ -62,27 +66,27 @@ class Given:
             return batches
         arrays = tuple(self._data)
         starts = range(0, size(arrays), self._batch_size)
-        return (
-            keras.tree.map_structure(
-                lambda leaf, at=start: None if leaf is None else leaf[at : at + self._batch_size], arrays
-            )
-            for start in starts
-        )
+        return (_cut(arrays, slice(start, start + self._batch_size)) for start in starts)
+
+
+def _cut(arrays: Any, rows: slice) -> Any:
+    return mapped(lambda leaf: leaf[rows], arrays)
 
 
 class KerasLaboratory:
     """Runs experiments on a Keras model; see `bnwatch.evidence.Laboratory` for what it promises."""
 
-    def __init__(self, model: Any, shelves: dict[Split, Shelf]) -> None:
+    def __init__(self, backend: Backend, shelves: dict[Split, Shelf]) -> None:
         """Take the model and the examples; functions are compiled when first needed."""
-        self._model, self._shelves = model, shelves
-        self._layers: list[Watched] = find_layers(model)[0]
-        self._scoring: dict[Mode, Quiet] = {}
+        self._backend, self._shelves = backend, shelves
+        self._layers: list[Watched] = find_layers(backend)[0]
+        self._passing: Callable[..., Any] | None = None
+        self._sites: tuple[CallSite, ...] = ()
         self._looking: dict[bool, Looking] = {}
 
     def release(self) -> None:
         """Let go of everything that was compiled."""
-        self._scoring.clear()
+        self._passing = None
         self._looking.clear()
 
     def examples(self, split: Split, limit: int) -> Sequence[Examples]:
@@ -92,42 +96,87 @@ class KerasLaboratory:
             raise ExperimentNotPossibleError(msg)
         return self._shelves[split].batches(split, limit)
 
-    def outputs(self, batch: Examples, statistics: Mode) -> NDArray[np.floating]:
-        """Return the scores of one batch, shape ``(n, classes)``."""
-        outputs, _ = self._score(batch, statistics)
-        if keras.tree.is_nested(outputs):
+    def outputs(self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()) -> NDArray[np.floating]:
+        """Return the scores of one batch, shape ``(n, classes)``; the sites in ``other`` use the other statistics."""
+        outputs, _ = self._pass(batch, statistics, other)
+        if isinstance(outputs, tuple | list | dict):
             msg = "the model has several outputs: the accuracy experiments need one"
             raise ExperimentNotPossibleError(msg)
-        return class_scores(self._model, outputs.numpy(), batch.labels)
+        return class_scores(self._backend.model, self._backend.to_numpy(outputs), batch.labels)
+
+    def inputs(self, batch: Examples, statistics: Mode = "running") -> Sequence[tuple[CallSite, moments.Moments]]:
+        """Return what entered every call of a batch-normalization layer, in call order."""
+        return self._pass(batch, statistics)[1]
 
     @contextmanager
     def population(self, batches: Sequence[Examples]) -> Iterator[None]:
         """Return a context in which the running statistics are those of ``batches``, as training would see them."""
-        pooled: dict[int, moments.Moments] = {}
+        pooled: dict[str, moments.Moments] = {}
         for batch in batches:
-            for index, mean, var, count in self._score(batch, "batch")[1]:
-                new = moments.Moments(mean.numpy().astype(np.float64), var.numpy().astype(np.float64), int(count))
-                key = int(index)
-                pooled[key] = moments.pool(pooled[key], new) if key in pooled else new
-        measured = [(self._layers[index].layer, found) for index, found in pooled.items() if found.count]
-        state = [v.value for layer, _ in measured for v in (layer.moving_mean, layer.moving_variance)]
-        with preserved(state):
-            for layer, found in measured:
-                layer.moving_mean.assign(found.mean)
-                layer.moving_variance.assign(found.var)
+            for site, found in self.inputs(batch, "batch"):
+                pooled[site.layer] = moments.pool(pooled[site.layer], found) if site.layer in pooled else found
+        before = self.running()
+        try:
+            self.assign({path: (found.mean, found.var) for path, found in pooled.items() if found.count})
             yield
+        finally:
+            self.assign({path: before[path] for path in pooled})
 
     def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
         """Return what every layer's output looks like on one batch, in execution order."""
         if gradients not in self._looking:
-            self._looking[gradients] = Looking(self._model, self._layers, gradients=gradients)
+            self._looking[gradients] = Looking(self._backend, self._layers, gradients=gradients)
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
-        return self._looking[gradients](tensors(batch.inputs), tensors(targets))
+        return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
 
-    def _score(self, batch: Examples, mode: Mode) -> Any:
-        if mode not in self._scoring:
-            self._scoring[mode] = scoring(self._model, self._layers, mode)
-        return self._scoring[mode](tensors(batch.inputs))
+    def specs(self) -> dict[str, LayerSpec]:
+        """Return the description of every layer by its path."""
+        return {watched.path: watched.spec() for watched in self._layers if watched.built}
+
+    def running(self) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
+        """Return the running mean and variance of every layer by its path."""
+        return {watched.path: watched.statistics() for watched in self._layers if watched.built}
+
+    def assign(self, statistics: Mapping[str, tuple[Any, Any]]) -> None:
+        """Set running means and variances, by the path of the layer."""
+        found = [watched for watched in self._layers if watched.path in statistics]
+        for watched in found:
+            mean, var = statistics[watched.path]
+            self._backend.assign(watched.layer.moving_mean, mean)
+            self._backend.assign(watched.layer.moving_variance, var)
+
+    def _pass(
+        self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()
+    ) -> tuple[Any, list[tuple[CallSite, moments.Moments]]]:
+        """Return the outputs, and what entered every call."""
+        if self._passing is None:
+            self._passing = self._backend.quiet(self._body, self._layers)
+        flags = np.asarray(statistics == "batch")
+        if other:
+            flags = np.array([(site in other) != bool(flags) for site in self._sites])
+        outputs, found = self._passing(self._backend.tensors(batch.inputs), self._backend.tensors(flags))
+        arrays = [tuple(map(self._backend.to_numpy, row)) for row in found]
+        calls = [moments.Moments(m.astype(np.float64), v.astype(np.float64), int(n)) for m, v, n in arrays]
+        return outputs, list(zip(self._sites, calls, strict=True))
+
+    def _body(self, inputs: Any, batch: Any) -> tuple[Any, list[tuple[Any, Any, Any]]]:
+        where, convert = self._backend.ops.where, self._backend.ops.convert_to_tensor
+
+        def choose(n: int, own: Moments, running: Moments) -> Moments:
+            flag = batch if not len(batch.shape) else batch[n]
+            mean, var = (where(flag, a, self._backend.ops.cast(b, a.dtype)) for a, b in zip(own, running, strict=True))
+            return mean, var
+
+        with normalizing(self._backend, self._layers, choose) as calls:
+            outputs = forward(self._backend.model, inputs)
+        index: dict[str, int] = {}
+        sites = []
+        for call in calls:
+            path = call.watched.path
+            index[path] = index.get(path, -1) + 1
+            sites.append(CallSite(path, index[path]))
+        self._sites = tuple(sites)
+        return outputs, [(call.mean, call.var, convert(call.count)) for call in calls]
 
 
 def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.floating]:
@@ -181,7 +230,7 @@ def crosscheck(model: Any, *, train: Any = None, eval: Any = None, batch_size: i
     """
     given = {"training": train, "evaluation": eval}
     shelves: Any = {split: Given(data, split, batch_size) for split, data in given.items() if data is not None}
-    lab = KerasLaboratory(model, shelves)
+    lab = KerasLaboratory(backend_of(model), shelves)
     try:
         return evidence.crosscheck(lab)
     finally:

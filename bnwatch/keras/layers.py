@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
+from bnwatch.keras.library import library_of
 from bnwatch.records import LayerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bnwatch.keras.backends.base import Backend
 
 
 @dataclass(eq=False, slots=True)
@@ -21,11 +23,13 @@ class Watched:
     Attributes:
         layer: the Keras layer, built or not yet.
         path: its unique name inside the model.
+        backend: of the model.
         updates: updates of the running statistics before the tap counted; None when that is not known.
     """
 
     layer: Any
     path: str
+    backend: Backend
     updates: int | None = None
 
     @property
@@ -43,15 +47,16 @@ class Watched:
             channels=int(layer.moving_mean.shape[0]),
             epsilon=float(layer.epsilon),
             decay=float(layer.momentum),
-            bessel_corrected=False,
+            bessel_corrected=self.backend.bessel_corrected(layer),
             trainable=bool(layer.trainable),
-            axis=(int(layer.axis),),
+            axis=_axes(layer.axis),
             initial=initial or (0.0, 1.0),
         )
 
     def statistics(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return the running mean and variance as they are now."""
-        return self.layer.moving_mean.value.numpy(), self.layer.moving_variance.value.numpy()
+        mean, var = self.backend.values([self.layer.moving_mean, self.layer.moving_variance])
+        return mean, var
 
     def pristine(self) -> bool:
         """Return whether the running statistics are exactly those the layer starts from."""
@@ -70,30 +75,37 @@ def initial_statistics(layer: Any) -> tuple[float, float] | None:
 
 
 def _constant(initializer: Any) -> float | None:
-    if isinstance(initializer, keras.initializers.Zeros):
-        return 0.0
-    if isinstance(initializer, keras.initializers.Ones):
-        return 1.0
-    value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None
+    kind = type(initializer).__name__
+    value = {"Zeros": 0.0, "Ones": 1.0, "Constant": getattr(initializer, "value", None)}.get(kind)
     return float(value) if isinstance(value, int | float) else None
 
 
-def find_layers(model: Any) -> tuple[list[Watched], dict[str, str]]:
+def _axes(axis: Any) -> tuple[int, ...]:
+    """Return the channel axes; Keras 2 keeps a list."""
+    return tuple(map(int, axis)) if isinstance(axis, tuple | list) else (int(axis),)
+
+
+def find_layers(backend: Backend) -> tuple[list[Watched], dict[str, str]]:
     """Return the batch-normalization layers in network order, and those that cannot be watched with the reason.
 
     The order is that of execution in functional and sequential models, and that of definition in subclassed ones.
     """
-    watched, unsupported, names = [], {}, set[str]()
-    for path, layer in walk(model):
-        if not _normalizes(layer):
-            continue
-        name = _unique(path, names)
-        reason = _why_not(layer)
+    watched, unsupported = [], {}
+    for name, layer in normalizing(backend.model):
+        reason = backend.why_not_layer(layer)
         if reason is None:
-            watched.append(Watched(layer, name))
+            watched.append(Watched(layer, name, backend))
         else:
             unsupported[name] = reason
     return watched, unsupported
+
+
+def normalizing(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every layer that looks like batch normalization, with its unique name, in that order."""
+    names = set[str]()
+    for path, layer in walk(model):
+        if _normalizes(layer):
+            yield _unique(path, names), layer
 
 
 def walk(root: Any) -> Iterator[tuple[str, Any]]:
@@ -116,8 +128,11 @@ def children(layer: Any) -> list[Any]:
     """Return the layers directly below a layer, in execution order where there is a graph to know it from."""
     graph = getattr(layer, "_nodes_by_depth", None)
     nodes = [node for depth in sorted(graph, reverse=True) for node in graph[depth]] if isinstance(graph, dict) else []
-    ordered = [node.operation for node in nodes if isinstance(node.operation, keras.layers.Layer)]
-    return ordered + list(getattr(layer, "_layers", ()))
+    # Keras 2 calls it `layer`
+    ordered = [getattr(node, "operation", None) or getattr(node, "layer", None) for node in nodes]
+    kind = library_of(layer).layers.Layer
+    inside: Any = getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", ())
+    return [found for found in [*ordered, *inside] if isinstance(found, kind)]
 
 
 def _unique(path: str, taken: set[str]) -> str:
@@ -131,14 +146,5 @@ def _unique(path: str, taken: set[str]) -> str:
 
 def _normalizes(layer: Any) -> bool:
     kind = type(layer).__name__
-    return isinstance(layer, keras.layers.BatchNormalization) or "BatchNorm" in kind or "BatchRenorm" in kind
-
-
-def _why_not(layer: Any) -> str | None:
-    if not isinstance(layer, keras.layers.BatchNormalization):
-        return f"{type(layer).__name__} is no keras.layers.BatchNormalization"
-    if getattr(layer, "renorm", False):
-        return "batch renormalization keeps statistics of its own"
-    if not hasattr(layer, "_moments"):
-        return f"{type(layer).__name__} of keras {keras.__version__} does not show its batch statistics"
-    return None
+    is_one = isinstance(layer, library_of(layer).layers.BatchNormalization)
+    return is_one or "BatchNorm" in kind or "BatchRenorm" in kind

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import keras
-import tensorflow as tf
-
 from bnwatch.evidence import LayerLook
 from bnwatch.keras.layers import children
-from bnwatch.keras.passes import Quiet, forward
-from bnwatch.keras.swap import normalizing, replaced
+from bnwatch.keras.library import library_of
+from bnwatch.keras.swap import batch_everywhere, forward, normalizing, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
+
+TINY = 1e-30
+"""Stands for an output of size zero in a division whose result is not used."""
 
 
 class Looking:
     """Looks at the output of every layer, in the order of execution; compiled once."""
 
-    def __init__(self, model: Any, layers: Sequence[Watched], *, gradients: bool) -> None:
+    def __init__(self, backend: Backend, layers: Sequence[Watched], *, gradients: bool) -> None:
         """Prepare; nothing is compiled before the first look."""
-        self._model, self._layers, self._gradients = model, layers, gradients
+        self._backend, self._layers, self._gradients = backend, layers, gradients
         self._names: list[tuple[str, Any, int]] = []
-        self._function = Quiet(model, self._body, layers)
+        self._function = backend.quiet(self._body, layers)
 
     def __call__(self, inputs: Any, targets: Any) -> tuple[LayerLook, ...]:
         """Return the looks on a batch."""
-        table, gradients = self._function(inputs, targets)
+        table, gradients = (self._backend.to_numpy(part) for part in self._function(inputs, targets))
         looks = []
-        for (path, layer, units), row, gradient in zip(self._names, table.numpy(), gradients.numpy(), strict=True):
+        for (path, layer, units), row, gradient in zip(self._names, table, gradients, strict=True):
             known = self._gradients and bool(layer.trainable_weights)
             zero, dead, spread = map(float, row)
             largest = float(gradient) if known else None
@@ -39,47 +40,58 @@ class Looking:
         return tuple(looks)
 
     def _body(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        ops = self._backend.ops
+        if not self._gradients:
+            _, table = self._numbers(inputs)
+            return table, ops.zeros((len(self._names),))
+        layers = [layer for _, layer in observable(self._backend.model)]
+        weights = list({id(w): w for layer in layers for w in layer.trainable_weights}.values())
+
+        def loss() -> tuple[Any, Any]:
+            predicted, table = self._numbers(inputs)
+            value = self._backend.model.compute_loss(inputs, targets, predicted, None, training=False)
+            return self._backend.scaled(ops.cast(value, "float32")), table
+
+        table, gradients = self._backend.differentiated(loss, weights)
+        largest = {id(w): ops.max(ops.abs(ops.cast(g, "float32"))) for w, g in zip(weights, gradients, strict=True)}
+        scale, none = self._backend.scaled(ops.ones(())), ops.zeros(())
+        own = [[largest[id(w)] for w in layer.trainable_weights] for _, layer, _ in self._names]
+        return table, ops.stack([ops.max(ops.stack(each)) / scale if each else none for each in own])
+
+    def _numbers(self, inputs: Any) -> tuple[Any, Any]:
+        """Return the model's outputs, and a row of numbers for every layer's."""
         seen: list[tuple[str, Any, Any]] = []
-        graph = tf.compat.v1.get_default_graph()
-        leaves = dict(observable(self._model))
-        with tf.GradientTape(watch_accessed_variables=self._gradients) as tape:
-            with normalizing(self._layers, "batch"):  # noqa: SIM117 - the second takes what the first put in place
-                # every call is replaced once more: the statistics first, the observation around them
-                with replaced({layer: _observed(layer, path, seen, graph) for path, layer in leaves.items()}):
-                    predicted = forward(self._model, inputs)
-            loss = self._loss(inputs, targets, predicted) if self._gradients else None
+        place = self._backend.place()
+        leaves = observable(self._backend.model)
+
+        def observed(layer: Any, path: str) -> Callable[..., Any]:
+            own = layer.call
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                output = own(*args, **kwargs)
+                if self._backend.visible(output, place) and len(output.shape) and "float" in str(output.dtype):
+                    seen.append((path, layer, output))
+                return output
+
+            return call
+
+        with normalizing(self._backend, self._layers, batch_everywhere):  # noqa: SIM117 - the order counts
+            # every call is replaced once more: the statistics first, the observation around them
+            with replaced({layer: observed(layer, path) for path, layer in leaves}, "call"):
+                predicted = forward(self._backend.model, inputs)
         self._names = _named(seen)
-        table = tf.stack([_numbers(output) for _, _, output in seen])
-        return table, self._largest(tape, loss, [layer for _, layer, _ in seen])
-
-    def _loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:
-        loss = self._model.compute_loss(inputs, targets, predicted, None, training=False)
-        return self._scale(tf.cast(loss, tf.float32))
-
-    def _scale(self, value: Any) -> Any:
-        # a half-precision gradient that underflows would look like one that is exactly zero
-        return self._model.optimizer.scale_loss(value) if self._model.optimizer is not None else value
-
-    def _largest(self, tape: Any, loss: Any, layers: list[Any]) -> Any:
-        if loss is None:
-            return tf.zeros((len(layers),))
-        weights = [[weight.value for weight in layer.trainable_weights] for layer in layers]
-        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        scale = self._scale(tf.constant(1.0))
-        largest = [
-            [tf.reduce_max(tf.abs(tf.cast(tf.convert_to_tensor(g), tf.float32))) for g in own] for own in gradients
-        ]
-        return tf.stack([tf.reduce_max(tf.stack(own)) / scale if own else tf.constant(0.0) for own in largest])
+        return predicted, self._backend.ops.stack([_numbers(self._backend.ops, output) for _, _, output in seen])
 
 
 def observable(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the layers of a model and of the models inside it; any other composite layer counts as one."""
     seen = set[int]()
+    library = library_of(model)
     for layer in children(model):
-        if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
+        if id(layer) in seen or isinstance(layer, library.layers.InputLayer):
             continue
         seen.add(id(layer))
-        if isinstance(layer, keras.Model):
+        if isinstance(layer, library.Model):
             yield from observable(layer, f"{prefix}{layer.name}/")
         else:
             yield f"{prefix}{layer.name}", layer
@@ -89,19 +101,6 @@ def kind_of(layer: Any) -> str:
     """Return the class name, with the activation where the layer has one: ``Dense relu``."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
     return type(layer).__name__ if activation == "linear" else f"{type(layer).__name__} {activation}"
-
-
-def _observed(layer: Any, path: str, seen: list[tuple[str, Any, Any]], graph: Any) -> Callable[..., Any]:
-    own = layer.call
-
-    def observed(*args: Any, **kwargs: Any) -> Any:
-        output = own(*args, **kwargs)
-        # what is inside a loop or a condition does not exist outside of it
-        if isinstance(output, tf.Tensor) and output.graph is graph and output.shape.rank and output.dtype.is_floating:
-            seen.append((path, layer, output))
-        return output
-
-    return observed
 
 
 def _named(seen: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, int]]:
@@ -116,17 +115,18 @@ def _named(seen: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, int]]:
     return named
 
 
-def _numbers(output: Any) -> Any:
+def _numbers(ops: Any, output: Any) -> Any:
     """Return the shares of zero samples and dead units, and the spread, as `LayerLook` defines them."""
-    wide = tf.cast(output, tf.float32)
-    flat = tf.reshape(wide, (tf.shape(wide)[0], -1))
-    zero = tf.equal(flat, 0.0)
+    wide = ops.cast(output, "float32")
+    flat = ops.reshape(wide, (ops.shape(wide)[0], -1))
+    zero = ops.equal(flat, 0.0)
     # differences from the first example: equal outputs give exactly 0, whatever their size
-    deviation = tf.sqrt(tf.reduce_mean(tf.math.reduce_variance(flat - flat[:1], axis=0)))
-    return tf.stack(
+    deviation = ops.sqrt(ops.mean(ops.var(flat - flat[:1], axis=0)))
+    size = ops.sqrt(ops.mean(ops.square(flat)))
+    return ops.stack(
         [
-            tf.reduce_mean(tf.cast(tf.reduce_all(zero, axis=1), tf.float32)),
-            tf.reduce_mean(tf.cast(tf.reduce_all(zero, axis=0), tf.float32)),
-            tf.math.divide_no_nan(deviation, tf.sqrt(tf.reduce_mean(tf.square(flat)))),
+            ops.mean(ops.cast(ops.all(zero, axis=1), "float32")),
+            ops.mean(ops.cast(ops.all(zero, axis=0), "float32")),
+            ops.where(size > 0.0, deviation / ops.maximum(size, TINY), 0.0),
         ]
     )

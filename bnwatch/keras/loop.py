@@ -6,12 +6,11 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.evidence import PROBE_BATCH, seconds_after
+from bnwatch.keras.backends import backend_of
 from bnwatch.keras.experiments import Given, KerasLaboratory, probes
-from bnwatch.keras.keep import Kept
+from bnwatch.keras.keep import Kept, array_of
 from bnwatch.keras.session import FINAL_SECONDS, attachment
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot
@@ -32,7 +31,7 @@ class LoopWatch(Verdict):
     def __init__(self, model: Any, watch: Watch) -> None:
         """Prepare; nothing is touched before the context is entered."""
         self.watch = watch
-        self._model = model
+        self._backend = backend_of(model)
         self._tap: Tap | None = None
         self._opened = False
         self._step, self._epoch = 0, 0
@@ -42,13 +41,13 @@ class LoopWatch(Verdict):
         self._shelves: dict[Split, Shelf] = {"training": self._kept}
         if watch.probe is not None:
             self._shelves = probes(watch.probe)
-        self._lab = KerasLaboratory(model, self._shelves)
+        self._lab = KerasLaboratory(self._backend, self._shelves)
 
     def __enter__(self) -> LoopWatch:  # noqa: PYI034 - Self needs Python 3.11
         """Attach to the model."""
         with self.watch.guard("attaching to the model"):
-            heal(self._model)
-            tap = Tap(self._model, self.watch.guard, lanes=True)
+            heal(self._backend)
+            tap = Tap(self._backend, self.watch.guard, lanes=True)
             tap.attach()
             self._tap = tap
             self._open_if_built()
@@ -130,7 +129,7 @@ class LoopWatch(Verdict):
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()
-        if not tap.recorded and tap.layers and self._step == 1:
+        if not tap.storage.recorded and tap.layers and self._step == 1:
             _say(
                 "bnwatch saw no training-mode call of a batch-normalization layer in the first step: enter watch() "
                 "before the training function is called for the first time, and call the model with training=True"
@@ -207,7 +206,7 @@ class _Mean:
 
     def now(self) -> tuple[float | None, int]:
         for value, examples in self._pending:
-            self._sum += float(value) * examples
+            self._sum += float(array_of(value)) * examples
             self._examples += examples
         self._pending = []
         return (self._sum / self._examples if self._examples else None), self._examples
@@ -219,7 +218,7 @@ class _Mean:
 
 
 def _float(value: Any) -> float | None:
-    return None if value is None else float(np.asarray(value))
+    return None if value is None else float(array_of(value))
 
 
 def _say(sentence: str) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnwatch.evidence import ExperimentNotPossibleError, class_indices
+from bnwatch.keras.keep import array_of
 from bnwatch.records import EvaluationRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.keep import Kept
     from bnwatch.keras.session import Session
 
@@ -36,13 +38,13 @@ class Training:
     examples: int = 0
 
 
-def training(model: Any, logs: Mapping[str, Any] | None) -> Training:
+def training(backend: Backend, logs: Mapping[str, Any] | None) -> Training:
     """Return the running means of the metrics, from the logs of an epoch where there are some.
 
     This reads from the device: for sampled steps only.
     """
-    now = model.get_metrics_result() if logs is None else logs
-    return Training(accuracy_in(now), _number(now.get("loss")), examples_behind(model))
+    now = backend.metrics() if logs is None else logs
+    return Training(accuracy_in(now), _number(now.get("loss")), backend.examples_behind())
 
 
 def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
@@ -54,16 +56,10 @@ def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
     return None
 
 
-def examples_behind(model: Any) -> int:
-    """Return over how many examples the loss was averaged since the metrics were reset; 0 when Keras does not count."""
-    count = getattr(getattr(model, "_loss_tracker", None), "count", None)
-    return 0 if count is None else int(count.value)
-
-
 def _number(value: Any) -> float | None:
     if value is None:
         return None
-    array = np.asarray(value)
+    array = array_of(value)
     return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
 
 
@@ -71,18 +67,18 @@ def evaluation_record(session: Session, epoch: int, logs: Mapping[str, Any]) -> 
     """Return the evaluation that the logs of an epoch report; None when there was none."""
     if not any(name.startswith("val_") for name in logs):
         return None
-    accuracy, classes = accuracy_in(logs, "val_"), class_count(session.model)
+    accuracy, classes = accuracy_in(logs, "val_"), class_count(session.backend.model)
     return EvaluationRecord(
         step=session.steps,
         epoch=epoch,
         accuracy=accuracy,
         loss=_number(logs.get("val_loss")),
-        examples=examples_behind(session.model),
+        examples=session.backend.examples_behind(),
         train_accuracy=accuracy_in(logs),
         train_loss=_number(logs.get("loss")),
         train_examples=session.training.examples,
         classes=classes if accuracy is not None else 0,
-        majority=majority(session.model) if accuracy is not None else None,
+        majority=majority(session.backend) if accuracy is not None else None,
         batch_statistics=session.evaluated_with_batch_statistics,
     )
 
@@ -95,15 +91,13 @@ def class_count(model: Any) -> int:
     return max(2, int(shape[-1]))
 
 
-def majority(model: Any) -> float | None:
+def majority(backend: Backend) -> float | None:
     """Return the share of the most frequent class among the validation labels; None where it takes a pass to know."""
-    adapter = getattr(getattr(model, "_eval_epoch_iterator", None), "data_adapter", None)
-    arrays = getattr(adapter, "_inputs", None)
-    if not isinstance(arrays, tuple | list) or len(arrays) < 2 or arrays[1] is None:  # noqa: PLR2004 - (x, y)
+    labels = backend.evaluation_labels
+    if labels is None:
         return None
-    labels = getattr(arrays[1], "array", arrays[1])
     try:
-        counts = np.bincount(class_indices(np.asarray(labels)))
+        counts = np.bincount(class_indices(array_of(labels)))
     except ExperimentNotPossibleError:
         return None
     return float(counts.max() / counts.sum())

@@ -6,18 +6,16 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import keras
-
 from bnwatch.evidence import seconds_after
 from bnwatch.keras import readings
 from bnwatch.keras.experiments import KerasLaboratory, probes
-from bnwatch.keras.functions import Functions, retracing_changes_training
-from bnwatch.keras.keep import EXAMPLES, Keeper
+from bnwatch.keras.keep import EXAMPLES
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import Attachment, StepSnapshot
 
 if TYPE_CHECKING:
     from bnwatch.evidence import Split
+    from bnwatch.keras.backends.base import Backend, Functions
     from bnwatch.keras.experiments import Shelf
     from bnwatch.keras.tap import Statistics
     from bnwatch.watch import Watch
@@ -26,42 +24,37 @@ FINAL_SECONDS = 10.0
 """The last experiment may take these seconds in any case: a little more than the others."""
 
 
-def why_not(model: Any) -> str | None:
-    """Return in a sentence why training of this model cannot be watched; None when it can."""
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
-    if retracing_changes_training(model):
-        return (
-            "`trainable` was set on a layer after compile(), and watching would make it count already: "
-            "call compile() again; this training goes on unwatched"
-        )
-    return None
-
-
 def attachment(tap: Tap) -> Attachment:
     """Return what a tap found on a built model."""
     specs = tuple(watched.spec() for watched in tap.layers)
-    return Attachment(specs, tap.unsupported, f"keras {keras.__version__} ({keras.backend.backend()})")
+    return Attachment(specs, tap.unsupported, tap.backend.framework)
 
 
 class Attached:
     """What is on the model while it is watched; taken off in one place, also when training raised."""
 
-    def __init__(self, model: Any, watch: Watch, known: Statistics, *, keep: bool) -> None:
+    def __init__(self, backend: Backend, watch: Watch, known: Statistics, *, keep: bool) -> None:
         """Attach the tap and have the functions of the model made anew."""
-        self.model, self.known = model, known
-        self.tap = Tap(model, watch.guard)
-        self.training = Keeper(watch.guard) if keep else None
-        self.evaluation = Keeper(watch.guard) if keep else None
+        self.known = known
+        heal(backend)
+        self.tap = Tap(backend, watch.guard)
+        self.training = backend.keeper(watch.guard) if keep else None
+        self.evaluation = backend.keeper(watch.guard) if keep else None
         self.tap.release = self.detach
-        heal(model)
-        self._functions: Functions | None = Functions(model)
+        self._functions: Functions | None = backend.functions()
         try:
             self.tap.attach(known)
             self._functions.make(self.training, self.evaluation)
         except BaseException:
             self.detach()
             raise
+
+    def refresh(self) -> None:
+        """Take in what came up in a step: layers made in it, call sites for which there was no place."""
+        if self._functions is None or not (self.tap.found_more() or self.tap.storage.outgrown):
+            return
+        self.tap.storage.grow()
+        self._functions.make(self.training, self.evaluation)
 
     def detach(self) -> None:
         """Leave the model as it was; a second call does nothing."""
@@ -83,22 +76,23 @@ def _left_behind(attached: Attached, watch: Watch) -> None:
 class Session:
     """One `fit` under watch."""
 
-    def __init__(self, model: Any, watch: Watch, *, steps: int, known: Statistics) -> None:
+    def __init__(self, backend: Backend, watch: Watch, *, steps: int, known: Statistics) -> None:
         """Attach to the model.
 
         Args:
-            model: the model that is about to train.
+            backend: of the model that is about to train.
             watch: where everything goes.
             steps: training steps finished before, in earlier calls of ``fit``.
             known: statistics at the end of the last watch.
         """
-        self.model, self.watch, self.steps = model, watch, steps
+        self.backend, self.watch, self.steps = backend, watch, steps
         keep = watch.experiments and watch.probe is None
-        self._attached = Attached(model, watch, known, keep=keep)
+        self._attached = Attached(backend, watch, known, keep=keep)
         self._finalizer = weakref.finalize(self, _left_behind, self._attached, watch)
         self.tap = self._attached.tap
-        self.lab = KerasLaboratory(model, self._shelves())
+        self.lab = KerasLaboratory(backend, self._shelves())
         self._opened = False
+        self._first = steps + backend.steps_per_execution
         self._epoch, self._epoch_began, self._began = 0, time.perf_counter(), time.perf_counter()
         self._base, self._running, self._sampled = steps, False, steps
         self._batch, self._epoch_steps = 0, 0
@@ -124,15 +118,17 @@ class Session:
         """Take the sample of the step that just finished, and prepare for the next one; most steps do neither."""
         if self._running:
             self._finished(self._base + batch, None)
+            if self.steps == self._first:
+                self._attached.refresh()
         self._running, self._batch = True, batch
         if self._attached.training is not None:
-            self._attached.training.want(wanted=self._due(self.steps, self.steps + self.model.steps_per_execution))
+            self._attached.training.want(wanted=self._due(self.steps, self.steps + self.backend.steps_per_execution))
 
     def training_ends(self, logs: dict[str, Any] | None) -> None:
         """Take the sample of the last step of the epoch."""
         if not self._running:
             return
-        end = self._batch + int(self.model.steps_per_execution)
+        end = self._batch + self.backend.steps_per_execution
         self._finished(self._base + (min(end, self._epoch_steps) if self._epoch_steps else end), logs, last=True)
         self._running = False
 
@@ -140,9 +136,8 @@ class Session:
         """Take what is known of the training before the evaluation resets the metrics."""
         self.training_ends(None)
         keeper = self._attached.evaluation
-        batches = getattr(getattr(self.model, "_eval_epoch_iterator", None), "num_batches", None)
         examples = 0 if keeper is None or keeper.kept.examples else EXAMPLES
-        self._evaluation_plan = readings.Spread(batches or 0, examples)
+        self._evaluation_plan = readings.Spread(self.backend.evaluation_batches, examples)
 
     def test_batch_begin(self, batch: int) -> None:
         """Keep evaluation batches, evenly over the first evaluation."""
@@ -202,14 +197,14 @@ class Session:
     def _finished(self, steps: int, logs: dict[str, Any] | None, *, last: bool = False) -> None:
         before, self.steps = self.steps, steps
         if last:
-            self._training = readings.training(self.model, logs)
+            self._training = readings.training(self.backend, logs)
         if steps <= self._sampled or not (last or self._due(before, steps)):
             return
         self._sampled = steps
         self._open_if_built()
         if self._attached.training is not None:
             self._attached.training.collect()
-        seen = self._training if last else readings.training(self.model, None)
+        seen = self._training if last else readings.training(self.backend, None)
         calls = self.tap.records()
         self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples))
         if self.watch.wants_look:

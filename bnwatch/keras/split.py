@@ -8,7 +8,8 @@ from collections import Counter
 from typing import Any
 
 from bnwatch.keras.layers import walk
-from bnwatch.keras.structure import flat, graph_of, keras_of, kinds, nodes, operation
+from bnwatch.keras.library import library_of
+from bnwatch.keras.structure import flat, graph_of, kinds, nodes, operation
 
 
 def split_shared(model: Any) -> Any:
@@ -29,10 +30,10 @@ def split_shared(model: Any) -> Any:
     Raises:
         ValueError: there is no graph, nothing is shared, or a layer cannot be split; one sentence says which and why.
     """
-    keras = keras_of(model)
-    graph = graph_of(model)
+    keras = library_of(model)
+    graph = graph_of(model) if isinstance(model, keras.Model) else None
     if graph is None:
-        msg = f"split_shared needs a functional model: {type(model).__name__} {model.name!r} has no graph to split"
+        msg = f"split_shared needs a functional Keras model, and this {type(model).__name__} has no graph to split"
         raise ValueError(msg)
     calls = Counter(id(layer) for layer in _called(graph))
     if not any(calls[id(layer)] > 1 for layer in _called(graph) if _holds_batch_norm(layer)):

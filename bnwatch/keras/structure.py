@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from bnwatch.keras.layers import find_layers, walk
+from bnwatch.keras.layers import normalizing, walk
+from bnwatch.keras.library import is_legacy, library_of
 from bnwatch.records import CallSite, Place, Structure, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bnwatch.keras.layers import Watched
     from bnwatch.records import Layout
 
     Shape = tuple[int | None, ...]
 
 KERAS = ("keras", "tf_keras")
+"""The packages whose layers do what their name says."""
 
 MERGING = {"Add", "Subtract", "Average", "Maximum", "Minimum", "Multiply", "Concatenate"}
 DROPPING = {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout"}
@@ -43,20 +43,6 @@ CHANNELS_LAST = {"Dense", "Embedding", "LSTM", "GRU", "SimpleRNN", "Bidirectiona
 """Layers that have no choice: their channels are the last axis."""
 SCORES = {"linear", "sigmoid", "softmax"}
 """Activations that make probabilities out of scores, or nothing."""
-
-
-def keras_of(model: Any) -> Any:
-    """Return the Keras that a model belongs to: several may be installed beside one another.
-
-    Raises:
-        ValueError: the model belongs to none.
-    """
-    for base in type(model).__mro__:
-        root = base.__module__.partition(".")[0]
-        if root in KERAS:
-            return sys.modules[root]
-    msg = f"a Keras model is needed, got {type(model).__name__}"
-    raise ValueError(msg)
 
 
 @dataclass(eq=False, slots=True)
@@ -204,8 +190,8 @@ def _built_with(model: Any) -> Any:
 
 def _observe(model: Any, shape: Any) -> Trace:
     """Return the calls of a built model on tensors without values, in a scope that keeps nothing."""
-    keras, traced = keras_of(model), Trace()
-    if not hasattr(keras, "Operation"):
+    keras, traced = library_of(model), Trace()
+    if is_legacy(keras):
         traced.hidden = "part of the model has no graph, and only Keras 3 calls it without a trace"
         return traced
     layers = [layer for _, layer in walk(model)]
@@ -302,12 +288,13 @@ def structure(
         steps_per_epoch: training steps an epoch.
         epochs: planned epochs.
     """
-    watched, _ = find_layers(model)
-    traced = trace(model, input_shape) if watched else Trace()
-    paths = {id(layer): path for path, layer in walk(model)} | {id(one.layer): one.path for one in watched}
+    kind = library_of(model).layers.BatchNormalization
+    layers = {id(layer): (path, layer) for path, layer in normalizing(model) if isinstance(layer, kind)}
+    traced = trace(model, input_shape) if layers else Trace()
+    paths = {id(layer): path for path, layer in walk(model)} | {key: path for key, (path, _) in layers.items()}
     _spread(traced, paths)
     scores, biases = _scores(traced), _biases(traced)
-    places: dict[int, list[Place]] = {id(one.layer): [] for one in watched}
+    places: dict[int, list[Place]] = {key: [] for key in layers}
     for call in traced.calls:
         found = places.get(id(call.layer))
         if found is not None:
@@ -315,17 +302,15 @@ def structure(
             biased = place.axis == place.channel_axis and call.inputs[0].maker in biases
             found.append(replace(place, output=call in scores, bias=biased))
     return Structure(
-        layers=tuple(_usage(one, tuple(places[id(one.layer)])) for one in watched),
+        layers=tuple(
+            Usage(path, type(layer).__name__, float(layer.momentum), bool(layer.trainable), tuple(places[key]))
+            for key, (path, layer) in layers.items()
+        ),
         hidden=traced.hidden,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=epochs,
     )
-
-
-def _usage(watched: Watched, places: tuple[Place, ...]) -> Usage:
-    layer = watched.layer
-    return Usage(watched.path, type(layer).__name__, float(layer.momentum), bool(layer.trainable), places)
 
 
 def _place(call: Call, site: CallSite, paths: dict[int, str]) -> Place:

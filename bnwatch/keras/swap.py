@@ -2,65 +2,88 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
-
-from keras import ops
-
-from bnwatch.keras.slots import elements_per_channel
+import inspect
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
 
-Mode = Literal["batch", "running"]
-Moments = tuple["Watched", Any, Any, Any]
-"""A layer, the mean and variance of a batch, and the elements behind them, as tensors."""
+    Moments = tuple[Any, Any]
+    """Mean and variance, tensors of shape ``(channels,)``."""
+    Choose = Callable[[int, Moments, Moments], Moments]
+    """Returns what the n-th call normalizes with, from the statistics of the batch and the running ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What entered a layer at one call: mean, biased variance and elements per channel, as tensors."""
+
+    watched: Watched
+    mean: Any
+    var: Any
+    count: Any
+
+
+def batch_everywhere(_: int, batch: Moments, running: Moments) -> Moments:  # noqa: ARG001 - as `Choose` asks
+    """Choose the statistics of the batch."""
+    return batch
 
 
 @contextmanager
-def normalizing(layers: Sequence[Watched], mode: Mode) -> Iterator[list[Moments]]:
-    """Return a context in which every layer normalizes with the statistics of ``mode``, whatever it is called with.
+def normalizing(backend: Backend, layers: Sequence[Watched], choose: Choose) -> Iterator[list[Call]]:
+    """Return a context in which every layer normalizes with chosen statistics, whatever it is called with.
 
-    Nothing is updated. A frozen layer takes part: Keras would let it ignore ``training=True``. The list that is
-    returned fills with the batch statistics of every call under ``batch``.
+    The layer's own inference does it, so what a subclass adds is kept; nothing is updated. A frozen layer takes part:
+    Keras would let it ignore ``training=True``. The list that is returned fills with what entered at every call.
     """
-    seen: list[Moments] = []
-    with replaced({watched.layer: _call(watched, mode, seen) for watched in layers}):
-        yield seen
+    calls: list[Call] = []
+    with replaced({watched.layer: _call(backend, watched, choose, calls) for watched in layers}, "call"):
+        yield calls
 
 
 @contextmanager
-def replaced(calls: dict[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Return a context in which layers are called in another way; what a user put on an instance comes back."""
-    before = {layer: layer.__dict__.get("call") for layer in calls}
-    for layer, call in calls.items():
-        layer.__dict__["call"] = call
+def replaced(values: dict[Any, Any], name: str) -> Iterator[None]:
+    """Return a context in which an attribute of layers is another one, past all tracking; what was there comes back."""
+    absent = object()
+    before = {layer: layer.__dict__.get(name, absent) for layer in values}
+    for layer, value in values.items():
+        layer.__dict__[name] = value
     try:
         yield
     finally:
-        for layer, call in before.items():
-            if call is None:
-                del layer.__dict__["call"]
+        for layer, value in before.items():
+            if value is absent:
+                del layer.__dict__[name]
             else:
-                layer.__dict__["call"] = call
+                layer.__dict__[name] = value
 
 
-def _call(watched: Watched, mode: Mode, seen: list[Moments]) -> Callable[..., Any]:
+def _call(backend: Backend, watched: Watched, choose: Choose, calls: list[Call]) -> Callable[..., Any]:
     layer, own = watched.layer, watched.layer.call
+    signature = inspect.signature(own)
 
-    def running(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG001 - Keras's signature
-        return own(inputs, training=False, mask=mask)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        inputs = next(iter(bound.arguments.values()))
+        mean, var, count = backend.batch_moments(layer, inputs, bound.arguments.get("mask"))
+        calls.append(Call(watched, mean, var, count))
+        running = tuple(backend.ops.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance))
+        chosen = choose(len(calls) - 1, (mean, var), (running[0], running[1]))
+        if "training" in signature.parameters:
+            bound.arguments["training"] = False
+        with ExitStack() as stack:
+            for name, value in zip(("moving_mean", "moving_variance"), chosen, strict=True):
+                stack.enter_context(replaced({layer: value}, name))
+            return own(*bound.args, **bound.kwargs)
 
-    def batch(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG001 - Keras's signature
-        wide = ops.cast(inputs, "float64" if inputs.dtype == "float64" else "float32")
-        # past the hook of the tap: these moments are no part of the training
-        mean, var = type(layer)._moments(layer, wide, mask)  # noqa: SLF001 - the layer's own way to its moments
-        seen.append((watched, mean, var, elements_per_channel(inputs, mask, int(mean.shape[0]))))
-        normalized = ops.batch_normalization(
-            wide, mean, var, axis=layer.axis, offset=layer.beta, scale=layer.gamma, epsilon=layer.epsilon
-        )
-        return ops.cast(normalized, layer.compute_dtype)
+    return call
 
-    return batch if mode == "batch" else running
+
+def forward(model: Any, inputs: Any) -> Any:
+    """Return the model's outputs in inference mode."""
+    return model(inputs, training=False) if getattr(model, "_call_has_training_arg", True) else model(inputs)

@@ -42,6 +42,7 @@ class Finding:
     message: str
     evidence: Mapping[str, Quantity] = field(default_factory=dict)
     table: Table | None = None
+    further: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     helps: tuple[str, ...] = ()
     severity: Severity | None = None

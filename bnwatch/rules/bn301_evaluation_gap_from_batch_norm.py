@@ -13,11 +13,14 @@ from bnwatch.signals import gap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.evidence import Attribution, Cell, Cells, SiteCost, Split, Statistics
     from bnwatch.signals import Signals
 
 SHORT_MEMORY = 0.9
 """Decay that is offered in place of a longer one: running statistics then follow within some 20 batches."""
+
+LONGEST = 5
+"""Rows of the ranking: what is farther down explains little."""
 
 COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
@@ -29,6 +32,7 @@ COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
     causes=("BN101", "BN201", "BN203", "BN401"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+    most=Threshold(0.5, "convention", "share of the loss that one layer must win back alone to be named"),
 )
 def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Running statistics cost accuracy against batch statistics on the same examples."""
@@ -42,12 +46,16 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         yield Skipped("BN301", reason, needs="cells" if suspicion else None)
     if cells is None or not found:
         return
+    ranking = signals.attribution if signals.attribution and signals.attribution.step == cells.step else None
+    if ranking is None and not (signals.evaluations and cells.step < signals.evaluations[-1].step):
+        yield Skipped("BN301", "which layer costs it is not measured yet", needs="attribution")
+    guilty = None if ranking is None else ranking.explained(limits["most"])
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
     restored = "population" in row and _restores(row["population"], row["batch"], row["running"])
     yield Finding(
         subject="model",
-        message=f"running statistics cost {100 * cost:.1f} points of {split} accuracy: "
+        message=f"running statistics cost {100 * cost:.1f} points of {split} accuracy{_where(guilty)}: "
         f"{row['running'].accuracy:.1%} with them, {row['batch'].accuracy:.1%} with batch statistics, "
         f"on the same {row['batch'].examples:,} examples",
         evidence={
@@ -58,7 +66,8 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
             ),
         },
         table=_table(cells),
-        notes=_notes(cells, restored=restored),
+        further=() if ranking is None else (_ranking(ranking),),
+        notes=(*_notes(cells, restored=restored), *_attributed(ranking, guilty)),
         helps=(
             _refresh(signals)
             if restored
@@ -129,3 +138,42 @@ def _table(cells: Cells) -> Table:
             for split, row in cells.rows()
         ),
     )
+
+
+def _where(guilty: SiteCost | None) -> str:
+    return "" if guilty is None else f", most of it at `{guilty.subject}`"
+
+
+def _ranking(found: Attribution) -> Table:
+    return Table(
+        ("batch statistics at one place alone", "points won back", "95% interval", "points lost by the reverse"),
+        tuple(
+            (
+                cost.subject,
+                round(100 * cost.recovered.gained, 1),
+                "{:.1f} to {:.1f}".format(*(100 * end for end in cost.recovered.interval)),
+                round(100 * cost.lost.gained, 1),
+            )
+            for cost in found.costs[:LONGEST]
+        ),
+    )
+
+
+def _attributed(found: Attribution | None, guilty: SiteCost | None) -> tuple[str, ...]:
+    """Return what the attribution says that its table does not."""
+    if found is None or not found.costs:
+        return ()
+    first, total = found.costs[0], 100 * found.cost.gained
+    won = f"{100 * first.recovered.gained:.1f} of {total:.1f} points"
+    notes = [
+        f"batch statistics at `{guilty.subject}` alone, running statistics everywhere else, win back {won}"
+        if guilty is not None
+        else f"no layer explains it alone: batch statistics at `{first.subject}` win back the most, {won}"
+    ]
+    if found.unmeasured:
+        notes.append(
+            f"{len(found.unmeasured)} of {len(found.costs) + len(found.unmeasured)} layers and call sites were not "
+            f"measured for lack of time: {', '.join(f'`{name}`' for name in found.unmeasured[:LONGEST])}"
+            f"{' and others' if len(found.unmeasured) > LONGEST else ''}"
+        )
+    return tuple(notes)

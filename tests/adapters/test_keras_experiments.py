@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 from bnwatch.evidence import ExperimentNotPossibleError
 from bnwatch.keras import crosscheck
+from bnwatch.keras.backends import backend_of
 from bnwatch.keras.experiments import Given, KerasLaboratory, class_scores
 from bnwatch.keras.layers import find_layers
 from tests.adapters.keras_models import CLASSES, compiled, convolutional, data, faked, layers, make, state
@@ -72,7 +73,7 @@ def test_running_cells_are_what_keras_evaluates(trained):
 def test_batch_statistics_of_the_shared_net_are_those_of_training(trained):
     """With dropout at rate 0, ``training=True`` gives what the experiment must give, and moves the statistics."""
     model, x, y = trained
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 32)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 32)})
     (batch,) = lab.examples("training", 32)
     before = state(model)
     scores = lab.outputs(batch, "batch")
@@ -87,7 +88,7 @@ def test_batch_and_population_statistics_by_hand(trainable):
     x, y = data(100, shape=(5,))
     model = make(lambda: mlp(trainable=trainable))
     model.fit(x, y, verbose=0)
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 32)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 32)})
     batches = lab.examples("training", 1000)
     assert [len(batch.labels) for batch in batches] == [32, 32, 32, 4]
 
@@ -121,7 +122,7 @@ def test_batch_and_population_statistics_by_hand(trainable):
 
 def test_everything_is_restored_when_the_experiment_raises(trained):
     model, x, y = trained
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 32)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 32)})
     before = state(model)
     with pytest.raises(ZeroDivisionError), lab.population(lab.examples("training", 64)):
         _ = state(model) == before or 1 / 0
@@ -142,7 +143,7 @@ def test_a_model_that_cannot_be_run_is_a_reason_not_a_failure():
     model = keras.Sequential([layers.Dense(4), layers.BatchNormalization(name="bn"), Picky(), layers.Dense(CLASSES)])
     x, y = data(32, shape=(5,))
     model(x, training=True)
-    lab = KerasLaboratory(compiled(model), {"training": Given((x, y), "training", 32)})
+    lab = KerasLaboratory(backend_of(compiled(model)), {"training": Given((x, y), "training", 32)})
     for attempt in (lambda b: lab.outputs(b, "batch"), lambda b: lab.look(b, gradients=True)):
         with pytest.raises(ExperimentNotPossibleError, match="only in training"):
             attempt(lab.examples("training", 32)[0])
@@ -155,7 +156,7 @@ def test_a_look_finds_the_dead_layer_and_its_zero_gradients():
     dead = layers.Dense(6, activation="relu", name="dead", bias_initializer=keras.initializers.Constant(-1e3))
     model = make(lambda: keras.Model(inputs, layers.Dense(CLASSES, name="scores")(dead(x))))
     x, y = data(48, shape=(5,))
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 48)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 48)})
     before = state(model)
     looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True)}
     assert state(model) == before
@@ -174,7 +175,7 @@ def test_a_look_agrees_with_numpy_and_with_the_gradient_of_keras():
 
     x, y = data(40, shape=(5,))
     model = make(mlp)
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 40)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 40)})
     looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True)}
     expected = LayerLook.of("a", "Dense", dense(model, "a", x.astype("float64")))
     assert_allclose(looks["a"].spread, expected.spread, rtol=1e-5)
@@ -202,7 +203,7 @@ def test_subclassed_and_nested_models_are_looked_at_layer_by_layer():
     x, y = data(16, shape=(4,))
     model = compiled(Block())
     model(x)
-    lab = KerasLaboratory(model, {"training": Given((x, y), "training", 16)})
+    lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 16)})
     looks = lab.look(lab.examples("training", 1)[0], gradients=False)
     assert [look.path for look in looks] == ["inner/d", "inner/bn", "inner/d#1", "inner/bn#1", "out"]
     assert all(look.gradient is None for look in looks)
@@ -285,4 +286,4 @@ def test_layers_are_found_once_and_named_apart():
     model = keras.Sequential(
         [keras.Input((5,)), inner, keras.Sequential([inner, layers.BatchNormalization(name="x")], name="s")]
     )
-    assert [w.path for w in find_layers(model)[0]] == ["bn", "s/x"]
+    assert [w.path for w in find_layers(backend_of(model))[0]] == ["bn", "s/x"]

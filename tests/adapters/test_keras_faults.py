@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bnwatch.diagnosis import BatchNormError
-from bnwatch.keras import BatchNormWatch, experiments, functions, keep, readings, session, slots, tap
+from bnwatch.keras import BatchNormWatch, experiments, readings, session, tap
+from bnwatch.keras.backends.tensorflow import functions, keeper, slots
 from tests.adapters.keras_models import CLASSES, compiled, data, layers, make, quiet_watch, state
 
 
@@ -39,11 +40,11 @@ SEAMS = [
     (tap.Tap, "records"),
     (tap.Tap, "detach"),
     (slots.Slot, "assign"),
-    (slots.Reader, "read"),
-    (functions.Functions, "make"),
-    (functions.Functions, "restore"),
-    (keep.Keeper, "collect"),
-    (keep._Store, "assign"),
+    (slots.Slots, "read"),
+    (functions.TensorFlowFunctions, "make"),
+    (functions.TensorFlowFunctions, "restore"),
+    (keeper.TensorFlowKeeper, "collect"),
+    (keeper._Store, "assign"),
     (readings, "training"),
     (readings, "evaluation_record"),
     (experiments.KerasLaboratory, "look"),
@@ -54,7 +55,7 @@ SEAMS = [
 ]
 
 
-TRACED = {(tap.Tap, "_record"), (slots.Slot, "assign"), (keep._Store, "assign")}
+TRACED = {(tap.Tap, "_record"), (slots.Slot, "assign"), (keeper._Store, "assign")}
 
 
 @pytest.mark.parametrize(("place", "name"), SEAMS, ids=lambda v: v if isinstance(v, str) else v.__name__)
@@ -66,7 +67,7 @@ def test_training_finishes_and_the_model_is_clean(place, name, monkeypatch, unwa
     model = run([watch], eagerly=eagerly)
     monkeypatch.undo()
     assert state(model) == unwatched[eagerly]
-    if (place, name) not in {(tap.Tap, "detach"), (functions.Functions, "restore")}:
+    if (place, name) not in {(tap.Tap, "detach"), (functions.TensorFlowFunctions, "restore")}:
         assert "train_step" not in model.__dict__
         assert "_moments" not in model.get_layer("bn").__dict__
     said = [d.rule for d in watch.diagnoses] + [s.rule for s in watch.skipped]
@@ -102,11 +103,11 @@ def test_bad_arguments_are_one_clear_sentence(arguments, message):
 
 
 def test_another_backend_is_refused_in_a_sentence_and_training_goes_on(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.warns(match="TensorFlow backend only, not on jax"):
-        watch = BatchNormWatch(None)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "openvino")
+    watch = BatchNormWatch(None)
     watch.set_model(object())
-    watch.on_train_begin()
+    with pytest.warns(match="does not watch Keras on openvino"):
+        watch.on_train_begin()
     watch.on_train_batch_begin(0)
     watch.on_epoch_end(0, {})
     watch.on_train_end()

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Look
+from bnwatch.evidence import Attribution, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-    Entity = (
-        SignalTable | Attachment | Structure | EvaluationRecord | RecordedCells | Look | Diagnosis | Skipped | Report
-    )
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Look
+    Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
 
@@ -53,6 +52,7 @@ class RunRecord:
         tables: the samples, by step.
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
+        attributions: to which layers the cost of the running statistics was attributed, by step.
         looks: the looks through the network, by step.
         problems: what could not be read, one sentence each.
     """
@@ -65,6 +65,7 @@ class RunRecord:
     tables: tuple[SignalTable, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
+    attributions: tuple[Attribution, ...] = ()
     looks: tuple[Look, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -189,6 +190,7 @@ class _Decoder:
             schema.STRUCTURE: schema.parse_structure,
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
+            schema.ATTRIBUTION: schema.parse_attribution,
             schema.LOOK: schema.parse_look,
             schema.REPORT: schema.parse_report,
         }
@@ -327,6 +329,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         tables=tables,
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
+        attributions=_by_step(_of(files, Attribution)),
         looks=_by_step(_of(files, Look)),
         problems=tuple(problem for file in files for problem in file.problems),
     )

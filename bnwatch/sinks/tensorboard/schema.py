@@ -6,7 +6,7 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``look``, ``report``: JSON
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``look``, ``report``: JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
@@ -23,7 +23,7 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-from bnwatch.evidence import LayerLook, Look, Split, Statistics
+from bnwatch.evidence import Attribution, Difference, LayerLook, Look, SiteCost, Split, Statistics
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
@@ -40,11 +40,14 @@ ATTACHMENT = "bnwatch/attachment"
 STRUCTURE = "bnwatch/structure"
 EVALUATION = "bnwatch/evaluation"
 CELLS = "bnwatch/cells"
+ATTRIBUTION = "bnwatch/attribution"
 LOOK = "bnwatch/look"
 DIAGNOSIS = "bnwatch/diagnosis/"
 SKIPPED = "bnwatch/skipped/"
 REPORT = "bnwatch/report"
 TEXT = "bnwatch/text/"
+
+NEEDS = ("cells", "attribution", "look", "gradients")
 
 _MANY = 1 << 31
 
@@ -163,6 +166,11 @@ def cells_json(cells: Cells) -> dict[str, Any]:
     }
 
 
+def attribution_json(attribution: Attribution) -> dict[str, Any]:
+    """Return an attribution as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(attribution))}
+
+
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
     """Return a skipped rule as JSON objects."""
     return {"schema": SCHEMA, **asdict(skipped)}
@@ -242,6 +250,10 @@ class Fields:
     def items(self, name: str) -> list[Any]:
         """Return a list."""
         return list(self._get(name, (list,), "list"))
+
+    def maybe_items(self, name: str) -> list[Any]:
+        """Return a list; an empty one where there is none."""
+        return self.items(name) if self.has(name) else []
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of strings."""
@@ -474,13 +486,48 @@ def _parse_row(data: object) -> dict[Statistics, RecordedCell]:
     return cells
 
 
+def parse_attribution(data: object) -> Attribution:
+    """Return an attribution."""
+    found = Fields(data, "attribution")
+    found.version()
+    costs = []
+    for entry in found.items("costs"):
+        cost = Fields(entry, "cost of attribution")
+        costs.append(
+            SiteCost(
+                layer=cost.text("layer"),
+                index=cost.integer("index") if cost.has("index") else None,
+                distance=cost.number("distance"),
+                recovered=_parse_difference(cost.fields("recovered")),
+                lost=_parse_difference(cost.fields("lost")),
+            )
+        )
+    return Attribution(
+        step=found.integer("step"),
+        epoch=found.integer("epoch"),
+        split=found.choice("split", get_args(Split)),  # type: ignore[arg-type]
+        examples=found.integer("examples"),
+        running=found.share("running"),
+        batch=found.share("batch"),
+        cost=_parse_difference(found.fields("cost")),
+        costs=tuple(costs),
+        unmeasured=found.texts("unmeasured"),
+        seconds=found.number("seconds"),
+    )
+
+
+def _parse_difference(difference: Fields) -> Difference:
+    interval = _pair(difference.items("interval"), "interval of a difference")
+    return Difference(difference.number("gained"), interval, difference.number("p_value"))
+
+
 def parse_skipped(data: object) -> Skipped:
     """Return a rule that could not look."""
     skipped = Fields(data, "skipped")
     return Skipped(
         rule=skipped.text("rule"),
         reason=skipped.text("reason"),
-        needs=skipped.choice("needs", ("cells", "look", "gradients")) if skipped.has("needs") else None,  # type: ignore[arg-type]
+        needs=skipped.choice("needs", NEEDS) if skipped.has("needs") else None,  # type: ignore[arg-type]
     )
 
 
@@ -503,6 +550,7 @@ def parse_diagnosis(data: object) -> Diagnosis:
         last_step=diagnosis.integer("last_step"),
         evidence=evidence,
         table=_parse_table(diagnosis.fields("table")) if diagnosis.has("table") else None,
+        further=tuple(_parse_table(Fields(table, "table of diagnosis")) for table in diagnosis.maybe_items("further")),
         notes=diagnosis.texts("notes"),
         helps=diagnosis.texts("helps"),
         state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]

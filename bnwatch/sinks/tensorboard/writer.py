@@ -18,7 +18,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
-from bnwatch.evidence import Cells, Look
+from bnwatch.evidence import Attribution, Cells, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -26,7 +26,7 @@ from bnwatch.sinks.tensorboard.events import EventFile
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -39,6 +39,14 @@ SUBDIRECTORY = "bnwatch"
 
 _CHOSEN = 3
 _TEXTS = 10
+
+_PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    Attachment: (schema.ATTACHMENT, schema.attachment_json),
+    Structure: (schema.STRUCTURE, schema.structure_json),
+    Attribution: (schema.ATTRIBUTION, schema.attribution_json),
+    Look: (schema.LOOK, schema.look_json),
+}
+"""Items that are JSON and nothing else."""
 
 _log = logging.getLogger("bnwatch")
 
@@ -134,8 +142,9 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Structure)):
-            yield self._json(*_described(item))
+        elif isinstance(item, (Attachment, Structure, Attribution, Look)):
+            tag, to_json = _PLAIN[type(item)]
+            yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
@@ -144,8 +153,6 @@ class TensorBoardSink:
             for split, row in item.rows():
                 for statistics, cell in row.items():
                     yield _scalar(f"{schema.CELLS}/{split}/{statistics}", cell.accuracy)
-        elif isinstance(item, Look):
-            yield self._json(schema.LOOK, schema.look_json(item))
         elif isinstance(item, Diagnosis):
             tag = schema.DIAGNOSIS + safe(item.rule) + "/" + schema.digest(item.subject)
             yield self._json(tag, schema.stored_diagnosis_json(item))
@@ -267,13 +274,6 @@ def safe(name: str) -> str:
 def safe_path(path: str) -> str:
     """Return a layer's path as part of a tag."""
     return "/".join(map(safe, path.split("/"))) if len(path) < 100 else safe(path)  # noqa: PLR2004
-
-
-def _described(item: Attachment | Structure) -> tuple[str, dict[str, Any]]:
-    """Return the tag and the JSON of what is known of the model."""
-    if isinstance(item, Attachment):
-        return schema.ATTACHMENT, schema.attachment_json(item)
-    return schema.STRUCTURE, schema.structure_json(item)
 
 
 def _evaluation_scalars(evaluation: EvaluationRecord) -> Iterator[Any]:

@@ -10,10 +10,10 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from bnwatch.keras.keep import Keeper
+    from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
 
 
-class Functions:
+class TensorFlowFunctions:
     """Replaces the functions that run the steps of a model by ones that contain the tap."""
 
     def __init__(self, model: Any) -> None:
@@ -22,7 +22,7 @@ class Functions:
         self._saved = (model.train_function, model.test_function)
         self._made: tuple[Any, Any] = (None, None)
 
-    def make(self, training: Keeper | None, evaluation: Keeper | None) -> None:
+    def make(self, training: TensorFlowKeeper | None, evaluation: TensorFlowKeeper | None) -> None:
         """Make both functions; they are traced when they first run."""
         model = self._model
         with _installed(training, model):
@@ -41,7 +41,7 @@ class Functions:
                 setattr(self._model, name, None)
 
 
-def _installed(keeper: Keeper | None, model: Any) -> AbstractContextManager[None]:
+def _installed(keeper: TensorFlowKeeper | None, model: Any) -> AbstractContextManager[None]:
     return nullcontext() if keeper is None else keeper.installed(model)
 
 

@@ -1,0 +1,67 @@
+"""Experiments, framework-free: what they return, and how they are run through a laboratory.
+
+An experiment asks a *laboratory* (one in each adapter) for the outputs of the same model on the same examples under
+other statistics. Nothing is updated, dropout is off, and everything is restored: `Laboratory` says who promises what.
+"""
+
+from __future__ import annotations
+
+from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
+from bnwatch.evidence.cells import Cell, Cells, crosscheck
+from bnwatch.evidence.laboratory import (
+    ENOUGH,
+    EXAMPLES,
+    LASTING_SHARE,
+    LEAST_SECONDS,
+    PROBE_BATCH,
+    SPLITS,
+    Budget,
+    Examples,
+    ExperimentNotPossibleError,
+    Laboratory,
+    MeanAndVariance,
+    Progress,
+    SiteMoments,
+    Split,
+    Statistics,
+    seconds_after,
+)
+from bnwatch.evidence.looks import LayerLook, Localisation, Look, localise, look
+from bnwatch.evidence.recalibration import LayerChange, Recalibration, recalibrate
+from bnwatch.evidence.targets import class_indices, two_columns
+
+__all__ = [
+    "ENOUGH",
+    "EXAMPLES",
+    "LASTING_SHARE",
+    "LEAST_SECONDS",
+    "PROBE_BATCH",
+    "SPLITS",
+    "Attribution",
+    "Budget",
+    "Cell",
+    "Cells",
+    "Difference",
+    "Examples",
+    "ExperimentNotPossibleError",
+    "Laboratory",
+    "LayerChange",
+    "LayerLook",
+    "Localisation",
+    "Look",
+    "MeanAndVariance",
+    "Progress",
+    "Recalibration",
+    "SiteCost",
+    "SiteMoments",
+    "Split",
+    "Statistics",
+    "attribute",
+    "class_indices",
+    "crosscheck",
+    "localise",
+    "look",
+    "recalibrate",
+    "seconds_after",
+    "two_columns",
+]

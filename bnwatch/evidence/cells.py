@@ -1,0 +1,188 @@
+"""The cells: the same examples under batch, running and re-estimated statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from bnwatch import moments
+from bnwatch.evidence.laboratory import SPLITS, Budget, ExperimentNotPossibleError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from bnwatch.evidence.laboratory import Examples, Laboratory, Progress, Split, Statistics
+    from bnwatch.records import CallSite
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the experiment: per example, which class was predicted and whether that is right."""
+
+    predicted: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @property
+    def examples(self) -> int:
+        """Return how many examples were measured."""
+        return len(self.labels)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Return which examples are right, shape ``(n,)``."""
+        right: NDArray[np.bool_] = self.predicted == self.labels
+        return right
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right predictions, in [0, 1]."""
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy (Wilson, 1927)."""
+        return moments.binomial_interval(self.accuracy, self.examples)
+
+    @property
+    def largest_share(self) -> float:
+        """Return the share of the most predicted class: 1 for a constant predictor."""
+        return float(np.bincount(self.predicted).max() / self.examples)
+
+    @property
+    def majority(self) -> float:
+        """Return the share of the most frequent label: what a constant predictor can reach."""
+        return float(np.bincount(self.labels).max() / self.examples)
+
+    def gain_over(self, other: Cell) -> tuple[float, float]:
+        """Return accuracy gained over another cell on the same examples, and the paired one-sided p-value (McNemar)."""
+        mine, theirs = self.correct, other.correct
+        p = moments.mcnemar(int((mine & ~theirs).sum()), int((theirs & ~mine).sum()))
+        return self.accuracy - other.accuracy, p
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The table {training data, evaluation data} x {batch, running, population statistics}.
+
+    ``population`` statistics are re-estimated on training data for both rows. A cell is None where its data were not
+    to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a framework compiles.
+    """
+
+    step: int
+    epoch: int
+    classes: int
+    training: dict[Statistics, Cell]
+    evaluation: dict[Statistics, Cell]
+    missing: str | None = None
+    seconds: float = 0.0
+
+    def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
+        """Yield the rows that were measured."""
+        if self.training:
+            yield "training", self.training
+        if self.evaluation:
+            yield "evaluation", self.evaluation
+
+
+def crosscheck(
+    lab: Laboratory,
+    *,
+    step: int = 0,
+    epoch: int = 0,
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+) -> Cells:
+    """Measure the cells: the same examples under batch, running and re-estimated statistics.
+
+    The first pass (running statistics) stops when its share of the time is spent; all later cells measure the examples
+    that it reached, so that cells compare in pairs.
+
+    Raises:
+        ExperimentNotPossibleError: there are neither training nor evaluation examples, or they are no classification.
+    """
+    budget = budget or Budget()
+    budget.start()
+    splits: dict[Split, Sequence[Examples]] = {}
+    missing = None
+    for split in SPLITS:
+        try:
+            splits[split] = lab.examples(split, budget.examples)
+        except ExperimentNotPossibleError as error:
+            missing = str(error)
+    if not splits:
+        raise ExperimentNotPossibleError(missing or "no examples")
+    bench = Bench(lab, budget, progress, total=3 * sum(map(len, splits.values())), passes=3)
+    cells: dict[Split, dict[Statistics, Cell]] = {split: {} for split in SPLITS}
+    for number, (split, batches) in enumerate(splits.items(), start=1):
+        until = number / (3 * len(splits))
+        cells[split]["running"] = bench.measure(f"{split} data, running statistics", batches, "running", until=until)
+        splits[split] = batches[: bench.reached]
+        cells[split]["batch"] = bench.measure(f"{split} data, batch statistics", splits[split], "batch")
+    if "training" in splits:
+        with lab.population(splits["training"]):
+            for split, batches in splits.items():
+                cells[split]["population"] = bench.measure(f"{split} data, population statistics", batches, "running")
+    return Cells(
+        step=step,
+        epoch=epoch,
+        classes=bench.classes,
+        training=cells["training"],
+        evaluation=cells["evaluation"],
+        missing=missing,
+        seconds=budget.spent,
+    )
+
+
+class Bench:
+    """Measures cells one after the other, with progress and within the budget.
+
+    Attributes:
+        total: passes over single batches, for the progress; it shrinks where time cuts a measurement short.
+        reached: batches of the last cell.
+        classes: scores an example, of all that was measured.
+    """
+
+    def __init__(self, lab: Laboratory, budget: Budget, progress: Progress | None, total: int, passes: int) -> None:
+        """Begin; each batch that a first cell does not reach is left out of ``passes`` cells."""
+        self._lab, self._budget, self._progress, self._passes = lab, budget, progress, passes
+        self._done = 0
+        self.total, self.reached, self.classes = total, 0, 2
+
+    def measure(
+        self,
+        what: str,
+        batches: Sequence[Examples],
+        statistics: Literal["batch", "running"],
+        other: Collection[CallSite] = (),
+        until: float = 1e9,
+    ) -> Cell:
+        """Return the cell of these batches; past the share ``until`` of the time only of those that are enough."""
+        predicted: list[NDArray[np.int64]] = []
+        examples = 0
+        for batch in batches:
+            if predicted and examples >= self._budget.enough and self._budget.share(until):
+                break
+            scores = self._lab.outputs(batch, statistics, other)
+            self.classes = max(self.classes, scores.shape[1])
+            if batch.labels.max() >= scores.shape[1]:
+                msg = f"labels go up to {batch.labels.max()}, and the model scores {scores.shape[1]} classes"
+                raise ExperimentNotPossibleError(msg)
+            predicted.append(scores.argmax(axis=1).astype(np.int64))
+            examples += len(batch.labels)
+            self.tick(what)
+        self.reached = len(predicted)
+        self.total -= self._passes * (len(batches) - self.reached)
+        labels = [batch.labels for batch in batches[: self.reached]]
+        return Cell(np.concatenate(predicted), np.concatenate(labels))
+
+    def tick(self, what: str) -> None:
+        """Count one pass over a batch."""
+        self._done += 1
+        if self._done == 1:
+            self._budget.start()  # frameworks compile at the first batch, which is no measure of the others
+        if self._progress is not None:
+            self._progress(what, self._done, self.total)

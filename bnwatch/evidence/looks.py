@@ -1,0 +1,170 @@
+"""Looks through the network: which layers still vary from example to example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnwatch.evidence.laboratory import EXAMPLES, ExperimentNotPossibleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from bnwatch.evidence.laboratory import Examples, Laboratory, Progress, Split
+
+CONSTANT = 1e-6
+"""Relative spread of an output over examples that float32 rounding can give."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLook:
+    """What one layer gives on one batch.
+
+    Attributes:
+        path: the layer.
+        kind: its class name, with the activation where it has one: ``Dense relu``.
+        units: outputs per example.
+        zero_samples: share of examples for which every unit is exactly zero.
+        dead_units: share of units that are exactly zero for every example.
+        spread: root mean square over units of the standard deviation across examples, divided by the root mean square
+            of the output; 0 when the output is the same for every example.
+        gradient: largest absolute gradient of the loss with respect to the layer's own parameters; None when it has
+            none or they were not asked for.
+    """
+
+    path: str
+    kind: str
+    units: int
+    zero_samples: float
+    dead_units: float
+    spread: float
+    gradient: float | None = None
+
+    @classmethod
+    def of(cls, path: str, kind: str, output: NDArray[np.floating], gradient: float | None = None) -> LayerLook:
+        """Return the look of an output of shape ``(n, ...)``, n >= 2."""
+        flat = np.asarray(output, dtype=np.float64).reshape(len(output), -1)
+        zero = flat == 0.0
+        scale = float(np.sqrt(np.mean(np.square(flat))))
+        spread = float(np.sqrt(np.mean(np.var(flat, axis=0)))) / scale if scale > 0.0 else 0.0
+        return cls(
+            path=path,
+            kind=kind,
+            units=flat.shape[1],
+            zero_samples=float(zero.all(axis=1).mean()),
+            dead_units=float(zero.all(axis=0).mean()),
+            spread=spread,
+            gradient=gradient,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look through the network, layer by layer in execution order, on ``examples`` training examples."""
+
+    step: int
+    epoch: int
+    examples: int
+    layers: tuple[LayerLook, ...]
+
+    def up_to(self, path: str) -> tuple[LayerLook, ...]:
+        """Return the layers up to and including the one of that path."""
+        for number, layer in enumerate(self.layers, start=1):
+            if layer.path == path:
+                return self.layers[:number]
+        return self.layers
+
+    def first_constant(self, spread: float) -> LayerLook | None:
+        """Return the first layer from which on no output varies by more than ``spread`` over examples."""
+        found = None
+        for layer in reversed(self.layers):
+            if layer.spread >= spread:
+                break
+            found = layer
+        return found
+
+
+def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
+    """Look through the network on the first kept training batch; with gradients on the latest, for a second opinion.
+
+    Raises:
+        ExperimentNotPossibleError: no training batch of two examples or more was kept.
+    """
+    batch = lab.examples("training", EXAMPLES if gradients else 1)[-1]
+    if len(batch.labels) < 2:  # noqa: PLR2004 - variation needs two
+        msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
+        raise ExperimentNotPossibleError(msg)
+    return Look(step, epoch, len(batch.labels), lab.look(batch, gradients=gradients))
+
+
+@dataclass(frozen=True, slots=True)
+class Localisation:
+    """Where the output stops varying from example to example.
+
+    Attributes:
+        look: the look at every layer, over all examples.
+        first: the first layer from which on no output varies; None when the last one still does.
+    """
+
+    look: Look
+    first: LayerLook | None
+
+    def __str__(self) -> str:
+        """Return the result in a sentence."""
+        if self.first is None:
+            return f"the output varies across {self.look.examples:,} examples"
+        first = self.first
+        zero = f": {first.dead_units:.0%} of its units are zero for every one" if first.dead_units else ""
+        return f"from `{first.path}` ({first.kind}) on, nothing varies across {self.look.examples:,} examples{zero}"
+
+
+def localise(
+    lab: Laboratory,
+    split: Split = "training",
+    *,
+    examples: int = EXAMPLES,
+    step: int = 0,
+    epoch: int = 0,
+    progress: Progress | None = None,
+) -> Localisation:
+    """Find the first layer from which on the output does not vary across examples, under batch statistics.
+
+    Each batch is looked at for itself. A layer varies where it varies in any of them; a unit counts as dead up to the
+    share that is dead in every batch.
+
+    Raises:
+        ExperimentNotPossibleError: there are no examples, or they come one a batch.
+    """
+    batches = [batch for batch in lab.examples(split, examples) if len(batch.labels) > 1]
+    if not batches:
+        msg = "batches hold one example each: whether outputs vary across examples cannot be seen"
+        raise ExperimentNotPossibleError(msg)
+    looks = []
+    for done, batch in enumerate(batches, start=1):
+        looks.append((batch, lab.look(batch, gradients=False)))
+        if progress is not None:
+            progress(f"{split} data, layer by layer", done, len(batches))
+    layers = tuple(_merged(looks))
+    found = Look(step, epoch, sum(len(batch.labels) for batch in batches), layers)
+    return Localisation(found, found.first_constant(CONSTANT))
+
+
+def _merged(looks: Iterable[tuple[Examples, tuple[LayerLook, ...]]]) -> list[LayerLook]:
+    """Return one look a layer, over the examples of all batches."""
+    merged: dict[str, LayerLook] = {}
+    seen: dict[str, int] = {}
+    for batch, layers in looks:
+        for layer in layers:
+            known, before, now = merged.get(layer.path, layer), seen.get(layer.path, 0), len(batch.labels)
+            merged[layer.path] = replace(
+                known,
+                zero_samples=(known.zero_samples * before + layer.zero_samples * now) / (before + now),
+                dead_units=min(known.dead_units, layer.dead_units),
+                spread=max(known.spread, layer.spread),
+            )
+            seen[layer.path] = before + now
+    return list(merged.values())

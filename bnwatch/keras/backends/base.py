@@ -1,0 +1,312 @@
+"""`Backend`: what the watch asks of the Keras it runs on.
+
+Everything in `bnwatch.keras` outside of this package is the same for every backend. What is here as a method with a
+body holds for Keras 3; what is abstract differs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.keras.library import library_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bnwatch.keras.keep import Kept
+    from bnwatch.keras.layers import Watched
+    from bnwatch.records import Source
+
+    Guard = Callable[[str], AbstractContextManager[None]]
+    Record = Callable[[Any, Any, Callable[[], Any]], None]
+    """Takes the mean and the biased variance of a batch, and a function that returns the elements per channel."""
+
+
+ESSENCE = 200
+"""Characters of an error message that are passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What waits for a call site, read from the device.
+
+    Attributes:
+        key: of the call site, as it was given to `Storage.put`.
+        watched: the layer.
+        mean: shape ``(channels,)``.
+        var: biased, shape ``(channels,)``.
+        count: elements per channel.
+        calls: how often the call site was called since the storage was made.
+        replica: the device, counted from 0, where the framework keeps statistics of each.
+    """
+
+    key: Hashable
+    watched: Watched
+    mean: NDArray[np.floating]
+    var: NDArray[np.floating]
+    count: int
+    calls: int
+    replica: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that was stored at one moment, in the order of the forward pass, and the running statistics then."""
+
+    stored: tuple[Stored, ...]
+    running: Mapping[int, tuple[NDArray[np.floating], NDArray[np.floating]]]
+    """Mean and variance by the identity of the `Watched`."""
+
+
+class Storage(Protocol):
+    """Where the statistics of a step wait on the device until a sampled step reads them."""
+
+    def put(self, key: Hashable, watched: Watched, mean: Any, var: Any, count: Callable[[], Any]) -> None:
+        """Store the statistics of a call and count it; called inside a step, eagerly or while it is traced."""
+
+    def read(self) -> Reading:
+        """Return what is stored now: the one transfer to the host."""
+
+    @property
+    def recorded(self) -> bool:
+        """Return whether anything was ever stored."""
+
+    @property
+    def outgrown(self) -> bool:
+        """Return whether a call site was met for which there is no place until the functions are made again."""
+
+    def grow(self) -> None:
+        """Make place for every call site that was met."""
+
+    def release(self) -> None:
+        """Take everything off the model."""
+
+
+class Functions(Protocol):
+    """The compiled functions of a model: made anew while it is watched, put back afterwards."""
+
+    def make(self, training: Any, evaluation: Any) -> None:
+        """Make functions that contain the tap and pass their batches by the keepers, or None; may be called again."""
+
+    def restore(self) -> None:
+        """Put the functions back as they were."""
+
+
+class Keeper(Protocol):
+    """Keeps the batch of a step where it is asked for before that step, as the user's pipeline composed it."""
+
+    kept: Kept
+
+    def want(self, *, wanted: bool) -> None:
+        """Ask for the batch of the next step, or no longer."""
+
+    @property
+    def wanted(self) -> bool:
+        """Return whether the next batch is asked for."""
+
+    def collect(self) -> None:
+        """Take the batch that was asked for."""
+
+
+class Backend(ABC):
+    """What the watch asks of the Keras that a model belongs to, bound to one model."""
+
+    name: ClassVar[str]
+
+    def __init__(self, model: Any) -> None:
+        """Bind to a model; nothing is touched."""
+        self.model = model
+        self.library = library_of(model)
+
+    @property
+    def framework(self) -> str:
+        """Return what the record says of the framework: ``keras 3.15.1 (jax)``."""
+        return f"keras {self.library.__version__} ({self.name})"
+
+    @property
+    def ops(self) -> Any:
+        """Return the array operations, under the names of ``keras.ops``."""
+        return self.library.ops
+
+    # what cannot be watched
+
+    def why_not(self) -> str | None:
+        """Return in a sentence why training of this model cannot be watched; None when it can."""
+        return None
+
+    def why_not_layer(self, layer: Any) -> str | None:
+        """Return why a layer that normalizes cannot be watched; None when it can."""
+        if not isinstance(layer, self.library.layers.BatchNormalization):
+            return f"{type(layer).__name__} is no {self.library.__name__}.layers.BatchNormalization"
+        if not hasattr(layer, "_moments"):
+            return f"{type(layer).__name__} of keras {self.library.__version__} does not show its batch statistics"
+        return None
+
+    # the tap
+
+    def hooks(self, watched: Watched, record: Record) -> dict[str, Callable[..., Any]]:
+        """Return methods to put on a layer, by name, that call ``record`` for every call in training mode."""
+        moments = watched.layer._moments  # noqa: SLF001 - the one place where every batch statistic passes
+
+        def hooked(inputs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+            mean, var = moments(inputs, mask, *args, **kwargs)
+            channels = int(watched.layer.moving_mean.shape[0])
+            record(mean, var, lambda: self.elements_per_channel(inputs, mask, channels))
+            return mean, var
+
+        return {"_moments": hooked}
+
+    def source(self, layer: Any) -> Source:  # noqa: ARG002 - Keras 2 looks at the layer
+        """Return how the batch statistics of a layer are had."""
+        return "measured"
+
+    def bessel_corrected(self, layer: Any) -> bool:  # noqa: ARG002 - Keras 2 looks at the layer
+        """Return whether the running variance of a layer is kept with m/(m-1)."""
+        return False
+
+    @abstractmethod
+    def storage(self, guard: Guard) -> Storage:
+        """Return an empty storage."""
+
+    @abstractmethod
+    def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
+        """Return over how many elements a channel's statistics are taken; masked elements do not count."""
+
+    def lane(self) -> Hashable:
+        """Return which traced function of a hand-written loop this is, or None outside of any."""
+        return None
+
+    def replica(self) -> Hashable:
+        """Return which replica of the model is running; each counts its calls from 0."""
+        return None
+
+    # training
+
+    @abstractmethod
+    def functions(self) -> Functions:
+        """Return the functions of the model."""
+
+    @abstractmethod
+    def keeper(self, guard: Guard) -> Keeper:
+        """Return a keeper that has nothing."""
+
+    @property
+    def steps_per_execution(self) -> int:
+        """Return how many steps one call of the train function takes."""
+        return int(self.model.steps_per_execution)
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Return the running means of the metrics; reads from the device."""
+        found: Mapping[str, Any] = self.model.get_metrics_result()
+        return found
+
+    def examples_behind(self) -> int:
+        """Return over how many examples the loss was averaged since the metrics were reset; 0 when unknown."""
+        count = getattr(getattr(self.model, "_loss_tracker", None), "count", None)
+        return 0 if count is None else int(self.values([count])[0])
+
+    @property
+    def evaluation_batches(self) -> int:
+        """Return how many batches the evaluation that begins has; 0 when unknown."""
+        return getattr(getattr(self.model, "_eval_epoch_iterator", None), "num_batches", None) or 0
+
+    @property
+    def evaluation_labels(self) -> Any | None:
+        """Return the labels of the evaluation data where they are at hand as an array."""
+        adapter = getattr(getattr(self.model, "_eval_epoch_iterator", None), "data_adapter", None)
+        arrays = getattr(adapter, "_inputs", None)
+        if not isinstance(arrays, tuple | list) or len(arrays) < 2 or arrays[1] is None:  # noqa: PLR2004 - (x, y)
+            return None
+        return getattr(arrays[1], "array", arrays[1])
+
+    # state
+
+    @abstractmethod
+    def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
+        """Return what variables of the model hold now, also in the middle of an epoch."""
+
+    def assign(self, variable: Any, value: NDArray[Any]) -> None:
+        """Give a variable of the model another value, between epochs."""
+        variable.assign(value)
+
+    # experiments
+
+    @abstractmethod
+    def tensors(self, data: Any) -> Any:
+        """Return the same nest with tensors for arrays."""
+
+    def to_numpy(self, tensor: Any) -> NDArray[Any]:
+        """Return a tensor as an array."""
+        array: NDArray[Any] = self.ops.convert_to_numpy(tensor)
+        return array
+
+    @abstractmethod
+    def quiet(self, body: Callable[..., Any], known: Sequence[Watched]) -> Callable[..., Any]:
+        """Return ``body`` as a function that is compiled where the backend compiles, and leaves no trace.
+
+        After each call every variable of the model, every metric and all random state hold what they held before.
+        Gradients are off, but inside of `differentiated`. The body takes and returns nests of tensors.
+
+        Args:
+            body: calls the model.
+            known: layers whose running statistics the body does not move, whatever they are called with.
+
+        Raises:
+            ExperimentNotPossibleError: by the function, when the model cannot be run like this.
+        """
+
+    @abstractmethod
+    def differentiated(self, compute: Callable[[], tuple[Any, Any]], weights: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """Return what ``compute`` returns beside a loss, and the gradients of the loss; inside of a quiet body.
+
+        Args:
+            compute: returns the loss, a scalar, and a nest of tensors.
+            weights: variables of the model; the gradient of one that the loss does not depend on is zero.
+        """
+
+    def scaled(self, loss: Any) -> Any:
+        """Return a loss as the optimizer scales it: a half-precision gradient that underflows would look like zero."""
+        optimizer: Any = getattr(self.model, "optimizer", None)
+        return optimizer.scale_loss(loss) if hasattr(optimizer, "scale_loss") else loss
+
+    def place(self) -> Any:
+        """Return where in a traced function this is, to ask `visible` later."""
+        return None
+
+    def visible(self, output: Any, place: Any) -> bool:  # noqa: ARG002 - TensorFlow looks at the place
+        """Return whether a layer's output is a tensor that exists at ``place``: what is inside a loop does not."""
+        return hasattr(output, "shape") and hasattr(output, "dtype")
+
+    def batch_moments(self, layer: Any, inputs: Any, mask: Any) -> tuple[Any, Any, Any]:
+        """Return mean, biased variance and elements per channel of what enters a layer, past the hooks of a tap."""
+        wide = self.ops.cast(inputs, "float64" if "float64" in str(inputs.dtype) else "float32")
+        mean, var = type(layer)._moments(layer, wide, mask)  # noqa: SLF001 - the layer's own way to its moments
+        return mean, var, self.elements_per_channel(inputs, mask, int(mean.shape[0]))
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Return a context that turns whatever a user's model raises in an experiment into a finding.
+
+    Raises:
+        ExperimentNotPossibleError: the model cannot be run like this.
+    """
+    try:
+        yield
+    except Exception as error:  # a user's model may do anything: that it cannot be tried is a finding, no failure
+        msg = f"the model could not be run for an experiment ({type(error).__name__}: {_essence(str(error))})"
+        raise ExperimentNotPossibleError(msg) from error
+
+
+def _essence(message: str) -> str:
+    """Return on one line what went wrong in a user's layer; Keras and autograph tell where it was around that."""
+    told = " ".join(message.split()).partition("Arguments received")[0].strip()
+    return told if len(told) <= ESSENCE else f"...{told[-ESSENCE:]}"

@@ -1,0 +1,118 @@
+"""Keras 3 on TensorFlow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from bnwatch.keras.backends.base import Backend
+from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
+from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
+from bnwatch.keras.backends.tensorflow.quiet import Quiet
+from bnwatch.keras.backends.tensorflow.slots import Slots, elements_per_channel, raw
+from bnwatch.keras.keep import mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from numpy.typing import NDArray
+
+    from bnwatch.keras.backends.base import Functions, Guard, Keeper, Storage
+    from bnwatch.keras.layers import Watched
+
+
+class TensorFlowBackend(Backend):
+    """Statistics wait in variables that Keras does not know of; functions are traced anew to contain the tap."""
+
+    name = "tensorflow"
+
+    def __init__(self, model: Any) -> None:
+        """Bind to a model; nothing is touched."""
+        super().__init__(model)
+        self._graphs: list[Any] = []
+
+    def why_not(self) -> str | None:
+        """Return in a sentence why training of this model cannot be watched; None when it can."""
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
+        if retracing_changes_training(self.model):
+            return (
+                "`trainable` was set on a layer after compile(), and watching would make it count already: "
+                "call compile() again; this training goes on unwatched"
+            )
+        return None
+
+    # the tap
+
+    def storage(self, guard: Guard) -> Storage:  # noqa: ARG002 - nothing here runs unguarded
+        """Return an empty storage."""
+        return Slots()
+
+    def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
+        """Return over how many elements a channel's statistics are taken; masked elements do not count."""
+        return elements_per_channel(inputs, mask, channels)
+
+    def lane(self) -> Hashable:
+        """Return which traced function of a hand-written loop this is, or None outside of any."""
+        if tf.executing_eagerly():
+            return None
+        graph = tf.compat.v1.get_default_graph()
+        while isinstance(getattr(graph, "outer_graph", None), type(graph)):
+            graph = graph.outer_graph
+        if not any(graph is known for known in self._graphs):
+            self._graphs.append(graph)
+        return next(n for n, known in enumerate(self._graphs) if known is graph)
+
+    # training
+
+    def functions(self) -> Functions:
+        """Return the functions of the model."""
+        return TensorFlowFunctions(self.model)
+
+    def keeper(self, guard: Guard) -> Keeper:
+        """Return a keeper that has nothing."""
+        return TensorFlowKeeper(guard)
+
+    # state
+
+    def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
+        """Return what variables hold now."""
+        return [raw(variable).numpy() for variable in variables]
+
+    # experiments
+
+    def tensors(self, data: Any) -> Any:
+        """Return the same nest with tensors for arrays."""
+        return mapped(self._tensor, data)
+
+    def _tensor(self, leaf: Any) -> Any:
+        tensor, wanted = tf.convert_to_tensor(leaf), self.library.backend.floatx()
+        return tf.cast(tensor, wanted) if tensor.dtype.is_floating and tensor.dtype != wanted else tensor
+
+    def quiet(self, body: Callable[..., Any], known: Sequence[Watched]) -> Callable[..., Any]:
+        """Return ``body`` compiled, and without a trace in the model."""
+        return Quiet(body, self._state, known)
+
+    def _state(self) -> list[Any]:
+        """Return the variables of the model that inference could move."""
+        loss = getattr(self.model, "_compile_loss", None)
+        metrics = [*getattr(self.model, "metrics", ()), *getattr(loss, "metrics", ())]
+        found = [*self.model.non_trainable_variables, *(v for metric in metrics for v in metric.variables)]
+        return list({id(v): v for v in found}.values())
+
+    def differentiated(self, compute: Callable[[], tuple[Any, Any]], weights: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """Return what ``compute`` returns beside a loss, and the gradients of the loss."""
+        with tf.GradientTape() as tape:
+            loss, found = compute()
+        zero = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(loss, [raw(weight) for weight in weights], unconnected_gradients=zero)
+        return found, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def place(self) -> Any:
+        """Return the graph that is being traced."""
+        return tf.compat.v1.get_default_graph()
+
+    def visible(self, output: Any, place: Any) -> bool:
+        """Return whether a layer's output is a tensor of that graph."""
+        return isinstance(output, tf.Tensor) and output.graph is place and output.shape.rank is not None
