@@ -72,7 +72,7 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
             except NotImplementedError as error:
                 reason = str(error)
             if reason is None:
-                self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
+                self._session = Session(backend, self.watch, steps=self._steps, known=self._known, plan=self.params)
             else:
                 _say(reason)
 

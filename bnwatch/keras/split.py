@@ -59,8 +59,7 @@ def _called(graph: Any) -> list[Any]:
 
 
 def _holds_batch_norm(layer: Any) -> bool:
-    below = (inside for _, inside in walk(layer)) if hasattr(layer, "_layers") else ()
-    return any("BatchNormalization" in kinds(one) for one in itertools.chain([layer], below))
+    return any("BatchNormalization" in kinds(one) for one in [layer, *(inside for _, inside in walk(layer))])
 
 
 class _Names:
@@ -199,6 +198,6 @@ def _take_over(layer: Any, copied: Any) -> None:
         msg = f"{type(layer).__name__} {layer.name!r} cannot be copied: its get_config() does not describe its weights"
         raise ValueError(msg)
     for variable, value in zip(copied.variables, layer.variables, strict=True):
-        variable.assign(value)
+        variable.assign(value.numpy())  # a copy: JAX may give the memory of an array away
     if hasattr(copied, "finalize_state"):
         copied.finalize_state()  # of preprocessing layers, which keep what they adapted to a second time

@@ -290,7 +290,12 @@ def structure(
     """
     kind = library_of(model).layers.BatchNormalization
     layers = {id(layer): (path, layer) for path, layer in normalizing(model) if isinstance(layer, kind)}
-    traced = trace(model, input_shape) if layers else Trace()
+    traced = Trace()
+    if layers:
+        try:
+            traced = trace(model, input_shape)
+        except Exception as error:  # noqa: BLE001 - whatever a graph is made of, the training goes on
+            traced.hidden = f"the graph of the model could not be read: {type(error).__name__}"
     paths = {id(layer): path for path, layer in walk(model)} | {key: path for key, (path, _) in layers.items()}
     _spread(traced, paths)
     scores, biases = _scores(traced), _biases(traced)

@@ -46,7 +46,7 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
                 "absent in evaluation, but the running variance is that of training; whether it matters depends on "
                 "the weights in between"
             ),
-            "what decides: evaluation accuracy with batch statistics, dropout off, against running statistics (BN301)",
+            "what decides: accuracy with running statistics against statistics re-estimated with dropout off (BN301)",
         ),
         helps=(
             "put dropout behind the last batch normalization",
