@@ -44,6 +44,9 @@ CHANNELS_LAST = {"Dense", "Embedding", "LSTM", "GRU", "SimpleRNN", "Bidirectiona
 SCORES = {"linear", "sigmoid", "softmax"}
 """Activations that make probabilities out of scores, or nothing."""
 
+TOUCHED = ("call", "_called")
+"""What calling a layer for a look sets on it, ours and Keras's own."""
+
 
 @dataclass(eq=False, slots=True)
 class Value:
@@ -205,7 +208,7 @@ def _observe(model: Any, shape: Any) -> Trace:
         return outputs
 
     probe.call = call
-    before = {layer: layer.__dict__.get("call") for layer in layers}
+    before = {one: {name: one.__dict__[name] for name in TOUCHED if name in one.__dict__} for one in (model, *layers)}
     try:
         for layer in layers:
             layer.__dict__["call"] = observer.watching(layer)
@@ -213,11 +216,10 @@ def _observe(model: Any, shape: Any) -> Trace:
     except Exception as error:  # noqa: BLE001 - the model's own code, called on tensors that it may not expect
         traced.calls, traced.hidden = [], f"the model could not be called without data: {type(error).__name__}"
     finally:
-        for layer, own in before.items():
-            if own is None:
-                layer.__dict__.pop("call", None)
-            else:
-                layer.__dict__["call"] = own
+        for one, own in before.items():
+            for name in TOUCHED:
+                one.__dict__.pop(name, None)
+            one.__dict__.update(own)
     return traced
 
 
