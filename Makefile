@@ -3,7 +3,8 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 NOX := .venv/nox/bin/nox
-SESSIONS := unit keras chainer
+SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer
+BENCHMARKED := unit keras chainer
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo lint bench clean
@@ -24,7 +25,7 @@ lint: $(NOX) ## style, types, layers
 	@$(NOX) --sessions lint
 
 bench: $(NOX) ## time the watch
-	@$(NOX) --install-only --sessions $(SESSIONS)
+	@$(NOX) --install-only --sessions $(BENCHMARKED)
 	@$(NOX) --sessions bench
 
 clean: ## remove .venv/

@@ -6,6 +6,8 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
+from xml.etree import ElementTree as ET
 
 import nox
 
@@ -13,15 +15,26 @@ ROOT = Path(__file__).parent
 VENVS = ROOT / ".venv"
 WHEELS = VENVS / "wheels"
 RESULTS = VENVS / "results"
+PYTHON = sys.version_info[:2]
 
 nox.needs_version = ">=2024.4.15"
 nox.options.envdir = str(VENVS)
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "unit", "keras", "chainer"]
+nox.options.sessions = [
+    "lint", "unit", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras", "chainer",
+]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
+# What is about one backend alone, and what is about Keras 2.
+PARTICULAR = {
+    name: sorted(ROOT.glob(f"tests/adapters/test_keras_{name}*.py"))
+    for name in ("tensorflow", "jax", "torch", "legacy")
+}
+COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
+# The example imports whatever is called keras, which is Keras 3 also where tf-keras is installed.
+KERAS_EXAMPLE = ROOT / "tests/adapters/test_keras_cifar_resnet.py"
 CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
 CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS))]
 # Run beside every framework: what they show is worth something only where a framework is installed.
@@ -29,14 +42,21 @@ EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
 
 def install(session: nox.Session, *, package: bool = True) -> None:
-    """Install what ``constraints/<session>.txt`` lists, and the checkout itself, unless nothing changed since."""
+    """Install what ``constraints/<session>.txt`` lists, and the checkout itself, unless nothing changed since.
+
+    ``constraints/<session>.no-deps.txt``, where there is one, lists what is installed without what it asks for.
+    """
     requirements = ROOT / "constraints" / f"{session.name}.txt"
-    sources = [requirements, ROOT / "setup.cfg", ROOT / "pyproject.toml"]
+    alone = requirements.with_suffix(".no-deps.txt")
+    sources = [requirements, *filter(Path.is_file, [alone]), ROOT / "setup.cfg", ROOT / "pyproject.toml"]
     digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
     stamp = Path(session.virtualenv.location) / "installed"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
     stamp.unlink(missing_ok=True)
+    if alone.is_file():
+        # First: what cannot be had here costs no further installation.
+        install_alone(session, alone)
     session.install("--find-links", str(WHEELS), "-r", str(requirements))
     if package:
         # Built with the pinned setuptools of the environment, not with whatever is current.
@@ -44,10 +64,52 @@ def install(session: nox.Session, *, package: bool = True) -> None:
     stamp.write_text(digest, encoding="utf-8")
 
 
-def pytest(session: nox.Session, *args: str | Path) -> None:
-    """Run pytest and leave a machine-readable result for ``tests/summary.py``."""
+def install_alone(session: nox.Session, requirements: Path) -> None:
+    """Install without dependencies; packages that have no build for this machine and Python are a skip."""
+    command = ("python", "-m", "pip", "install", "--no-deps", "-r", str(requirements))
+    said = str(session.run_install(*command, silent=True, success_codes=[0, 1]))
+    _, unfound, missing = said.partition("No matching distribution found for ")
+    if unfound:
+        skip(session, f"pip finds no {missing.split()[0]} for this machine and Python {PYTHON[0]}.{PYTHON[1]}")
+    if "ERROR:" in said:
+        session.error(said)
+
+
+def skip(session: nox.Session, reason: str) -> NoReturn:
+    """Skip the session, and leave a result that ``tests/summary.py`` counts as one skip."""
+    suite = ET.Element("testsuite", name=session.name)
+    case = ET.SubElement(suite, "testcase", classname="noxfile", name=session.name)
+    ET.SubElement(case, "skipped", type="session", message=reason)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = RESULTS / f"{session.name}.xml"
+    ET.ElementTree(suite).write(RESULTS / f"{session.name}.xml", encoding="utf-8")
+    session.skip(reason)
+
+
+def up_to(session: nox.Session, newest: tuple[int, int], what: str) -> None:
+    """Skip the session on a Python newer than ``newest``, the last on which ``what`` installs."""
+    if newest < PYTHON:
+        skip(session, f"{what} installs up to Python {newest[0]}.{newest[1]}, this is {PYTHON[0]}.{PYTHON[1]}")
+
+
+def keras_tests(
+    session: nox.Session, backend: str, *tests: Path, particular: str | None = None, part: str = ""
+) -> None:
+    """Run the tests that all Keras environments share, or ``tests``, and those of the backend or of Keras 2."""
+    session.env.update(
+        {
+            "KERAS_BACKEND": backend,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "JAX_PLATFORMS": "cpu",
+        }
+    )
+    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
+
+
+def pytest(session: nox.Session, *args: str | Path, part: str = "") -> None:
+    """Run pytest and leave a machine-readable result for ``tests/summary.py``; ``part`` names a second run's."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    result = RESULTS / f"{session.name}{part}.xml"
     result.unlink(missing_ok=True)
     chosen = session.posargs or [str(arg) for arg in args]
     session.run("python", "-m", "pytest", f"--junitxml={result}", "-o", f"junit_suite_name={session.name}", *chosen)
@@ -87,10 +149,59 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def keras(session: nox.Session) -> None:
-    """Test the Keras adapter on TensorFlow."""
+    """Test the Keras adapter on the newest Keras and TensorFlow."""
     install(session)
-    session.env.update({"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
-    pytest(session, *EVERYWHERE, *KERAS_TESTS)
+    keras_tests(session, "tensorflow")
+
+
+@nox.session
+def keras_jax(session: nox.Session) -> None:
+    """Test the Keras adapter on the newest Keras and JAX, where TensorFlow is not installed."""
+    install(session)
+    keras_tests(session, "jax")
+
+
+@nox.session
+def keras_torch(session: nox.Session) -> None:
+    """Test the Keras adapter on the newest Keras and PyTorch built for the CPU, where TensorFlow is not installed.
+
+    On Linux the package index serves a build for CUDA of several gigabytes, so there the CPU build, which has a version
+    of its own, must be found by pip's configuration.
+    """
+    install(session)
+    keras_tests(session, "torch")
+
+
+OLDEST_TESTS = [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("conformance", "faults", "unchanged")]
+
+
+@nox.session
+def keras_oldest(session: nox.Session) -> None:
+    """Test the Keras adapter on the oldest Keras 3 it accepts, on TensorFlow and then on JAX.
+
+    Of the shared tests only those of what depends on the inside of Keras: what is captured, and what is left behind.
+    """
+    up_to(session, (3, 12), "TensorFlow 2.16")
+    install(session)
+    keras_tests(session, "tensorflow", *OLDEST_TESTS)
+    keras_tests(session, "jax", *OLDEST_TESTS, part="+jax")
+
+
+@nox.session
+def keras2(session: nox.Session) -> None:
+    """Test the Keras adapter on Keras 2, as TensorFlow 2.15 brings it."""
+    up_to(session, (3, 11), "TensorFlow 2.15, the last with Keras 2,")
+    install(session)
+    keras_tests(session, "tensorflow", particular="legacy")
+
+
+@nox.session
+def tf_keras(session: nox.Session) -> None:
+    """Test the Keras adapter on Keras 2, as tf-keras brings it to the newest TensorFlow."""
+    install(session)
+    session.env["BNWATCH_TEST_KERAS"] = "tf_keras"
+    tests = [path for path in COMMON_KERAS_TESTS if path != KERAS_EXAMPLE]
+    keras_tests(session, "tensorflow", *tests, particular="legacy")
 
 
 @nox.session

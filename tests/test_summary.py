@@ -42,3 +42,16 @@ def test_a_result_cut_off_fails_the_whole(tmp_path, capsys):
     (tmp_path / "unit.xml").write_text("<testsuites><testsu", encoding="utf-8")
     assert main([str(tmp_path), "unit"]) == 1
     assert capsys.readouterr().out.splitlines()[0].startswith("unit: no result")
+
+
+def test_a_session_that_this_machine_cannot_have_is_one_skip(tmp_path, capsys):
+    skipped = '<testcase name="s"><skipped type="session" message="installs up to Python 3.11"/></testcase>'
+    status, lines = summarize(tmp_path, capsys, unit=PASSED, keras2=skipped)
+    assert status == 0
+    assert lines == ["keras2: skipped 1: installs up to Python 3.11", "1 passed, 0 failed, 1 skipped"]
+
+
+def test_a_session_that_runs_twice_counts_twice(tmp_path, capsys):
+    summarize(tmp_path, capsys, **{"keras": PASSED, "keras+jax": PASSED + FAILED})
+    assert main([str(tmp_path), "keras"]) == 1
+    assert capsys.readouterr().out.splitlines() == ["2 passed, 1 failed, 0 skipped"]

@@ -10,13 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnwatch.chainer.experiments import crosscheck
+    from bnwatch.chainer.experiments import attribute, crosscheck, localise, recalibrate
     from bnwatch.chainer.extension import BatchNormWatch
     from bnwatch.chainer.loop import watch
 
-__all__ = ["BatchNormWatch", "crosscheck", "watch"]
+__all__ = ["BatchNormWatch", "attribute", "crosscheck", "localise", "recalibrate", "watch"]
 
-_HOMES = {"BatchNormWatch": "extension", "crosscheck": "experiments", "watch": "loop"}
+_HOMES = {
+    "BatchNormWatch": "extension",
+    "attribute": "experiments",
+    "crosscheck": "experiments",
+    "localise": "experiments",
+    "recalibrate": "experiments",
+    "watch": "loop",
+}
 
 
 def __getattr__(name: str) -> Any:

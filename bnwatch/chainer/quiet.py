@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 import numpy as np
@@ -13,7 +14,9 @@ from chainer import backend
 from chainer import reporter as reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    Forward = Callable[..., Any]
 
 
 @contextmanager
@@ -93,20 +96,12 @@ def _silent_reports() -> Iterator[None]:
 
 
 @contextmanager
-def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterator[None]:
-    """Let batch normalization, and nothing else, run in training mode; call it inside `undisturbed`.
-
-    Running statistics stay as they are, by Chainer's own switch for recomputation. With ``estimate`` they become the
-    plain average over the calls made inside, which is Chainer's finetuning, until `undisturbed` takes them back.
-    """
+def replaced(links: Sequence[Any], wrap: Callable[[Any, Forward], Forward]) -> Iterator[None]:
+    """Let ``wrap(link, forward)`` take the place of each link's forward pass; call it inside `undisturbed`."""
     saved = [(link, vars(link).get("forward")) for link in links]
     try:
         for link in links:
-            if estimate:
-                link.start_finetuning()
-            elif isinstance(link, chainer.links.BatchRenormalization):  # what it reads when it recomputes
-                link._prev_avg_mean, link._prev_avg_var = link.avg_mean, link.avg_var  # noqa: SLF001
-            vars(link)["forward"] = _training_forward(link.forward, estimate=estimate)
+            vars(link)["forward"] = wrap(link, link.forward)
         yield
     finally:
         for link, forward in saved:
@@ -115,9 +110,59 @@ def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterato
                 vars(link)["forward"] = forward
 
 
-def _training_forward(forward: Any, *, estimate: bool) -> Any:
+@contextmanager
+def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterator[None]:
+    """Let batch normalization, and nothing else, run in training mode; call it inside `undisturbed`.
+
+    Running statistics stay as they are, by Chainer's own switch for recomputation. With ``estimate`` they become the
+    plain average over the calls made inside, which is Chainer's finetuning, until `undisturbed` takes them back.
+    """
+    for link in links:
+        if estimate:
+            link.start_finetuning()
+    with replaced(links, lambda link, forward: _training(link, forward, estimate=estimate)):
+        yield
+
+
+@contextmanager
+def statistics_of(
+    links: Sequence[Any], statistics: Literal["batch", "running"], other: Collection[tuple[int, int]] = ()
+) -> Iterator[None]:
+    """Let batch normalization use these statistics, and the other kind at some calls; call it inside `undisturbed`.
+
+    ``other`` holds the position of a link in ``links`` and the number of its call, both from 0.
+    """
+    places = {id(link): place for place, link in enumerate(links)}
+
+    def chosen(link: Any, forward: Forward) -> Forward:
+        kinds = {True: _training(link, forward), False: _evaluating(forward)}
+        calls, place = itertools.count(), places[id(link)]
+
+        def chosen_forward(*args: Any, **kwargs: Any) -> Any:
+            by_batch = (statistics == "batch") is not ((place, next(calls)) in other)
+            return kinds[by_batch](*args, **kwargs)
+
+        return chosen_forward
+
+    # as evaluation calls it: nothing to change
+    with nullcontext() if statistics == "running" and not other else replaced(links, chosen):
+        yield
+
+
+def _training(link: Any, forward: Forward, *, estimate: bool = False) -> Forward:
+    if not estimate and isinstance(link, chainer.links.BatchRenormalization):  # what it reads when it recomputes
+        link._prev_avg_mean, link._prev_avg_var = link.avg_mean, link.avg_var  # noqa: SLF001
+
     def training_forward(*args: Any, **kwargs: Any) -> Any:
         with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
             return forward(*args, **({**kwargs, "finetune": True} if estimate else kwargs))
 
     return training_forward
+
+
+def _evaluating(forward: Forward) -> Forward:
+    def evaluating_forward(*args: Any, **kwargs: Any) -> Any:
+        with chainer.using_config("train", False):
+            return forward(*args, **kwargs)
+
+    return evaluating_forward

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from bnwatch.keras.callback import BatchNormWatch
 from bnwatch.keras.check import check
-from bnwatch.keras.experiments import crosscheck
+from bnwatch.keras.experiments import attribute, crosscheck, localise, recalibrate
 from bnwatch.keras.loop import watch
 from bnwatch.keras.split import split_shared
 
-__all__ = ["BatchNormWatch", "check", "crosscheck", "split_shared", "watch"]
+__all__ = [
+    "BatchNormWatch",
+    "attribute",
+    "check",
+    "crosscheck",
+    "localise",
+    "recalibrate",
+    "split_shared",
+    "watch",
+]

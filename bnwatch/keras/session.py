@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bnwatch.evidence import seconds_after
 from bnwatch.keras import readings
-from bnwatch.keras.experiments import KerasLaboratory, probes
+from bnwatch.keras.experiments import probes
 from bnwatch.keras.keep import EXAMPLES
+from bnwatch.keras.laboratory import KerasLaboratory
 from bnwatch.keras.structure import structure
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import Attachment, StepSnapshot
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from bnwatch.evidence import Split
     from bnwatch.keras.backends.base import Backend, Functions
-    from bnwatch.keras.experiments import Shelf
+    from bnwatch.keras.laboratory import Shelf
     from bnwatch.keras.tap import Statistics
     from bnwatch.watch import Watch
 

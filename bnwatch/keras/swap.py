@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
 
-    Moments = tuple[Any, Any]
+    Pair = tuple[Any, Any]
     """Mean and variance, tensors of shape ``(channels,)``."""
-    Choose = Callable[[int, Moments, Moments], Moments]
+    Choose = Callable[[int, Pair, Pair], Pair]
     """Returns what the n-th call normalizes with, from the statistics of the batch and the running ones."""
 
 
@@ -29,7 +29,7 @@ class Call:
     count: Any
 
 
-def batch_everywhere(_: int, batch: Moments, running: Moments) -> Moments:  # noqa: ARG001 - as `Choose` asks
+def batch_everywhere(_: int, batch: Pair, running: Pair) -> Pair:  # noqa: ARG001 - as `Choose` asks
     """Choose the statistics of the batch."""
     return batch
 
@@ -86,4 +86,5 @@ def _call(backend: Backend, watched: Watched, choose: Choose, calls: list[Call])
 
 def forward(model: Any, inputs: Any) -> Any:
     """Return the model's outputs in inference mode."""
-    return model(inputs, training=False) if getattr(model, "_call_has_training_arg", True) else model(inputs)
+    takes = getattr(model, "_call_has_training_arg", getattr(model, "_expects_training_arg", True))
+    return model(inputs, training=False) if takes else model(inputs)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import keras
 import numpy as np
 
 from bnwatch.keras import BatchNormWatch
+from tests.adapters.library import PyDataset, keras, layers, set_random_seed, to_numpy, variables_of
 
-layers = keras.layers
 CLASSES = 4
 
 
@@ -46,7 +45,7 @@ def compiled(model, **arguments):
 
 
 def make(build=convolutional, *, seed=1, **arguments):
-    keras.utils.set_random_seed(seed)
+    set_random_seed(seed)
     return compiled(build(), **arguments)
 
 
@@ -57,8 +56,7 @@ def quiet_watch(log_dir=None, **arguments):
 
 def state(model):
     """Return every number that training could have moved."""
-    variables = [*model.variables, *model.optimizer.variables]
-    return [v.numpy().tobytes() for v in variables]
+    return [to_numpy(v).tobytes() for v in variables_of(model)]
 
 
 def attributes(model):
@@ -68,6 +66,79 @@ def attributes(model):
         skip = {"_losses", "_loss_ids", "built", "history"}
         found[layer.name] = {name: id(value) for name, value in layer.__dict__.items() if name not in skip}
     return found
+
+
+def hooks(model):
+    """Return the names of what the watch has hung on a model and its layers."""
+    return {
+        name
+        for layer in model._flatten_layers()
+        for name, value in layer.__dict__.items()
+        for part in (value if isinstance(value, list) else [value])
+        if str(getattr(part, "__module__", "")).startswith("bnwatch")
+    }
+
+
+class Batches(PyDataset):
+    """Batches by their number, which neither Keras nor the watch could draw from a generator twice."""
+
+    def __init__(self, x, y, size):
+        super().__init__()
+        self.x, self.y, self.size = x, y, size
+
+    def __len__(self):
+        return (len(self.y) + self.size - 1) // self.size
+
+    def __getitem__(self, number):
+        rows = slice(self.size * number, self.size * (number + 1))
+        if isinstance(self.x, dict):
+            return {name: part[rows] for name, part in self.x.items()}, self.y[rows]
+        return self.x[rows], self.y[rows]
+
+
+class ByHand:
+    """A forward pass in training, in NumPy and float64: every call of a batch norm leaves its moments in `calls`.
+
+    Args:
+        model: the model whose weights, as they are now, the layers below have, by the name of the layer.
+    """
+
+    def __init__(self, model):
+        self.weights = {
+            layer.name: [w.astype("float64") for w in layer.get_weights()] for layer in model._flatten_layers()
+        }
+        self.calls = []
+
+    def dense(self, name, x):
+        kernel, bias = self.weights[name]
+        return x @ kernel + bias
+
+    def conv(self, name, x, *, same=False):
+        kernel, bias = self.weights[name]
+        rows, columns = kernel.shape[:2]
+        if same:
+            x = np.pad(x, [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(x, (rows, columns), axis=(1, 2))
+        return np.einsum("nhwcij,ijco->nhwo", windows, kernel) + bias
+
+    def norm(self, name, x, *, site=None, mask=None, epsilon=1e-3):
+        """Normalize over all axes but the last, and note the mean, the biased variance and over how many elements."""
+        gamma, beta, *_ = self.weights[name]
+        rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
+        mean, var = rows.mean(0), rows.var(0)
+        self.calls.append((site or name, mean, var, len(rows)))
+        return (x - mean) / np.sqrt(var + epsilon) * gamma + beta
+
+    def frozen(self, name, x, *, epsilon=1e-3):
+        gamma, beta, mean, var = self.weights[name]
+        return (x - mean) / np.sqrt(var + epsilon) * gamma + beta
+
+    def sites(self):
+        """Return ``(site, mean, variance, elements)`` of every call, the k-th call of a layer being its site k."""
+        seen = {}
+        for name, *rest in self.calls:
+            seen[name] = seen.get(name, -1) + 1
+            yield (f"{name}#{seen[name]}", *rest)
 
 
 @dataclass
