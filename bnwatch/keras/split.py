@@ -9,7 +9,7 @@ from typing import Any
 
 from bnwatch.keras.layers import walk
 from bnwatch.keras.library import library_of
-from bnwatch.keras.structure import flat, graph_of, kinds, nodes, operation
+from bnwatch.keras.structure import flat, graph_of, holds_batch_norm, kinds, nodes, operation
 
 
 def split_shared(model: Any) -> Any:
@@ -36,12 +36,12 @@ def split_shared(model: Any) -> Any:
         msg = f"split_shared needs a functional Keras model, and this {type(model).__name__} has no graph to split"
         raise ValueError(msg)
     calls = Counter(id(layer) for layer in _called(graph))
-    if not any(calls[id(layer)] > 1 for layer in _called(graph) if _holds_batch_norm(layer)):
+    if not any(calls[id(layer)] > 1 for layer in _called(graph) if holds_batch_norm(layer)):
         msg = f"no batch-normalization layer of {model.name!r} is called at more than one place: nothing to split"
         raise ValueError(msg)
     for layer in _called(graph):
         splits = "BatchNormalization" in kinds(layer) or graph_of(layer) is not None
-        if calls[id(layer)] > 1 and _holds_batch_norm(layer) and not splits:
+        if calls[id(layer)] > 1 and holds_batch_norm(layer) and not splits:
             msg = (
                 f"{layer.name!r} is called at {calls[id(layer)]} places and has batch normalization in code of its own"
             )
@@ -56,10 +56,6 @@ def _called(graph: Any) -> list[Any]:
         below = graph_of(operation(node))
         called += [operation(node), *(_called(below) if below is not None else ())]
     return called
-
-
-def _holds_batch_norm(layer: Any) -> bool:
-    return any("BatchNormalization" in kinds(one) for one in [layer, *(inside for _, inside in walk(layer))])
 
 
 class _Names:
@@ -104,7 +100,7 @@ class _Copier:
             args, kwargs = (_filled(part, known) for part in _arguments(node))
             if training is not None and kwargs.get("training") is None and _takes_training(layer):
                 kwargs["training"] = training
-            if below is not None and self._calls[id(layer)] > 1 and _holds_batch_norm(layer):
+            if below is not None and self._calls[id(layer)] > 1 and holds_batch_norm(layer):
                 # two models that share layers cannot be saved, so the layers take the place of the model
                 known.update(zip(map(id, flat(_ends(below)[0])), flat([args, kwargs]), strict=False))
                 self._run(below, known, names, f"{prefix}{layer.name}_", kwargs.get("training"))

@@ -166,9 +166,14 @@ def _expand(graph: Any, inputs: Sequence[Value], traced: Trace) -> list[Value]:
 
 def _look_inside(layer: Any, traced: Trace) -> None:
     """Note that a layer without a graph keeps batch normalization inside."""
-    inside = [path for path, below in walk(layer) if "BatchNormalization" in kinds(below)]
-    if inside and "BatchNormalization" not in kinds(layer):
+    if "BatchNormalization" not in kinds(layer) and holds_batch_norm(layer):
         traced.hidden = f"`{layer.name}` calls batch normalization in code of its own, which has no graph"
+
+
+def holds_batch_norm(layer: Any) -> bool:
+    """Return whether a layer is batch normalization or has some inside."""
+    within = [below for _, below in walk(layer)] if "Layer" in kinds(layer) else []
+    return any("BatchNormalization" in kinds(one) for one in [layer, *within])
 
 
 def _shape(tensor: Any) -> Shape | None:
