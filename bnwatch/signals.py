@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from bnwatch.evidence import Attribution, Cells, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
+    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -179,6 +179,8 @@ class Signals:
 
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     attachment: Attachment | None = None
+    structure: Structure | None = None
+    """What is known before the first step; None where the framework does not tell."""
     tables: deque[SignalTable] = field(default_factory=lambda: deque(maxlen=HISTORY))
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))

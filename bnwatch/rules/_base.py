@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
+
+NAMED = 3
+"""Layers that a message names; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,21 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
             f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics"
         ),
     )
+
+
+def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
+    """Yield why a rule that looks at how layers are connected cannot look, at some of them or at any."""
+    if signals.structure is None:
+        yield Skipped(rule_id, "how the layers are connected is not known")
+    elif signals.structure.hidden is not None:
+        yield Skipped(rule_id, signals.structure.hidden)
+
+
+def named(paths: Iterable[str]) -> str:
+    """Return the first few of some paths, each once, and how many more there are."""
+    first = list(dict.fromkeys(paths))
+    more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
+    return ", ".join(f"`{path}`" for path in first[:NAMED]) + more
 
 
 def rule(
