@@ -229,7 +229,7 @@ class Backend(ABC):
 
     # state
 
-    def hold(self, state: Any) -> None:
+    def hold(self, state: Any) -> None:  # noqa: B027 - elsewhere variables hold their values themselves
         """Take the values of the model's variables where a hand-written loop keeps them itself; None lets go of them.
 
         Args:

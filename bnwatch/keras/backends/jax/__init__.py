@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bnwatch.keras.layers import Watched
 
 SPARE = 2
-"""Places for a layer in a hand-written loop, in multiples of its calls in the model: a step may call the model twice."""
+"""Places for a layer in a hand-written loop, in multiples of its calls in the model: a step may call it twice."""
 
 
 class JaxBackend(Backend):
@@ -112,7 +112,8 @@ class JaxBackend(Backend):
     def arrays(self, variables: Sequence[Any]) -> list[Any]:
         """Return the arrays that variables of the model hold now, also in the middle of an epoch."""
         now = self._now()
-        return [now[id(v)] if id(v) in now else v.value for v in variables]
+        # a variable without a value cannot even be asked for it
+        return [v.value if (array := now.get(id(v))) is None else array for v in variables]
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
         """Give a variable of the model another value, between steps."""

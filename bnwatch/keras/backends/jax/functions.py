@@ -180,7 +180,7 @@ class JaxFunctions:
             self._slots.grow()
             self.make(*self._keepers)
             self._stuck = False
-        state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: FBT003, SLF001
+        state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: SLF001
         model._jax_state_synced = False  # noqa: SLF001
         return model.train_function(state, draws.again())
 
