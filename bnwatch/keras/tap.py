@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnwatch.keras.layers import find_layers
@@ -216,4 +216,6 @@ def heal(backend: Backend) -> None:
     owners = [backend.model, *(watched.layer for watched in find_layers(backend)[0])]
     hooks = [value for owner in owners for value in owner.__dict__.values() if callable(value)]
     for tap in {id(tap): tap for hook in hooks if (tap := getattr(hook, "bnwatch_tap", None)) is not None}.values():
-        tap.release()
+        # the hooks go in any case; what the variables of a step that failed were, may not be known any more
+        with suppress(Exception):
+            tap.release()

@@ -10,8 +10,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from bnwatch.keras.backends.base import Backend
-from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, JaxKeeper
+from bnwatch.keras.backends.base import TOGGLED, Backend, trainable_toggled
+from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, JaxKeeper, traced
 from bnwatch.keras.backends.jax.quiet import Quiet
 from bnwatch.keras.backends.jax.sites import call_sites
 from bnwatch.keras.backends.jax.slots import JaxSlots, elements_per_channel
@@ -54,7 +54,7 @@ class JaxBackend(Backend):
         nnx = getattr(self.library.config, "is_nnx_enabled", None)
         if nnx is not None and nnx():
             return "bnwatch does not watch Keras on JAX with Flax NNX; this training goes on unwatched"
-        return None
+        return TOGGLED if trainable_toggled(self.model) and traced(self.model.train_function) else None
 
     # the tap
 

@@ -187,3 +187,9 @@ class JaxFunctions:
 
 def _noting(function: Any, keeper: JaxKeeper) -> Any:
     return lambda state, batches: function(state, _Draws(batches, keeper).given())
+
+
+def traced(function: Any) -> bool:
+    """Return whether a function of a model is compiled, and was traced already."""
+    cells = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
+    return any(cell._cache_size() for cell in cells if hasattr(cell, "_cache_size"))  # noqa: SLF001 - there is no other
