@@ -76,12 +76,16 @@ class Tap:
         try:
             return self._statistics()
         finally:
-            for name in ("train_step", "test_step"):
-                self._unhook(self.model, name)
-            for watched in self.layers:
-                for name in list(watched.layer.__dict__):
-                    self._unhook(watched.layer, name)
-            self.storage.release()
+            self.unhook()
+
+    def unhook(self) -> None:
+        """Take every hook off again; nothing is read, so this works whatever the variables hold."""
+        for name in ("train_step", "test_step"):
+            self._unhook(self.model, name)
+        for watched in self.layers:
+            for name in list(watched.layer.__dict__):
+                self._unhook(watched.layer, name)
+        self.storage.release()
 
     def _hook(self, layers: list[Watched], known: Statistics) -> None:
         for watched in layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -170,27 +171,37 @@ def test_variables_collected_before_the_watch_are_said_to_be():
     model = net()
     step, given = pure(model, jax.jit)
     *_, given = step(given, x, y)
+    with LoopWatch(model, FakeWatch()) as watching, pytest.warns(match="collect the variables .* inside watch\\(\\)"):
+        watching.step(state=given)
+
+
+def test_a_state_of_something_else_is_told_apart():
+    x, y = data(16, shape=(5,))
+    model = net()
     fake = FakeWatch()
     with LoopWatch(model, fake) as watching:
-        watching.step(state=given)
+        step, given = pure(model, jax.jit)
+        *_, given = step(given, x, y)
+        watching.step(state=(given[1], given[0]))
     ((_, error, _),) = fake.faults
-    assert "was watch() entered later?" in str(error)
+    assert "the state has 7 trainable_variables, the model has 6" in str(error)
+    assert not hooks(model)
 
 
 def test_a_model_that_is_built_inside_the_watch():
     x, y = data(16, shape=(5,))
     model = Twice()
+    build = vars(model.bn)["build"]
     fake = FakeWatch()
     with LoopWatch(model, fake) as watching:
         model(x)
         step, given = pure(model, jax.jit)
         *_, given = step(given, x, y)
         watching.step(state=given)
-        assert "building" in str(vars(model.bn)["build"])
+    assert vars(model.bn)["build"] is build
     assert not fake.faults
     assert [str(call.site) for call in fake.snapshots[0].calls] == ["bn#0", "bn#1", "last#0"]
     assert_allclose(fake.snapshots[0].calls[0].batch.mean, x.astype("f8").mean(0), rtol=1e-4)
-    assert "building" not in str(vars(model.bn)["build"])
 
 
 # places for statistics
@@ -229,7 +240,7 @@ def test_training_goes_on_where_no_place_can_be_made(monkeypatch):
     callback, fake = faked(experiments=False)
     watched, plain = make(Twice), make(Twice)
     for model, callbacks in ((watched, [callback]), (plain, [])):
-        model.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
+        model.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=callbacks)
     assert [doing for doing, *_ in fake.faults] == ["making place for call sites"]
     assert state(watched) == state(plain)
     assert not hooks(watched)
@@ -322,10 +333,12 @@ def test_a_generator_that_fills_one_array_again_and_again():
     callback, fake = faked()
     kept = []
     fake.on_experiment = lambda lab, final: kept.extend(lab.examples("training", 1000)) if final else None
-    make(net).fit(batches(), steps_per_epoch=6, verbose=0, callbacks=[callback])
+    make(net).fit(batches(), steps_per_epoch=6, shuffle=False, verbose=0, callbacks=[callback])
     assert not fake.faults
-    assert len(kept) == 6
-    assert_array_equal(np.concatenate([to_numpy(batch.inputs) for batch in kept]), x)
+    assert_array_equal(np.concatenate([to_numpy(batch.inputs) for batch in kept[1:]]), x[16:])
+    # Keras looks at the first batch ahead, and trains on what is in the array by then
+    for batch, snapshot in zip(kept, fake.snapshots, strict=True):
+        assert_allclose(to_numpy(batch.inputs).mean(0), snapshot.calls[0].batch.mean, atol=1e-5)
 
 
 # the model
@@ -370,7 +383,9 @@ def test_trainable_that_no_function_knows_of_is_left_alone():
         model.fit(x, y, verbose=0, callbacks=callbacks)
         return state(model)
 
-    with pytest.warns(match="call compile\\(\\) again"):
+    with pytest.warns(match="call compile\\(\\) again"), warnings.catch_warnings():
+        # NumPy finds old how Keras converts its variables
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         watched = run([quiet_watch()])
     assert watched == run([])
 
@@ -446,10 +461,13 @@ def test_unseeded_numbers_are_a_reason_not_a_failure():
         def call(self, x):
             return x + keras.random.normal((5,))
 
+        def compute_output_shape(self, shape):
+            return shape
+
     model = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(), Random(), layers.Dense(CLASSES)])
     x, y = data(16, shape=(5,))
     lab = KerasLaboratory(backend_of(compiled(model)), {"training": given_data(x, y)})
-    with pytest.raises(ExperimentNotPossibleError, match="JAX RNG"):
+    with pytest.raises(ExperimentNotPossibleError, match="could not be run"):
         lab.outputs(lab.examples("training", 16)[0], "batch")
 
 

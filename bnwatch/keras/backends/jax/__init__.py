@@ -152,7 +152,7 @@ class JaxBackend(Backend):
         for name, values in state.items():
             variables = self.model.optimizer.variables if name == "optimizer_variables" else getattr(self.model, name)
             if len(variables) != len(values):
-                msg = f"the state has {len(values)} {name}, the model has {len(variables)}: was watch() entered later?"
+                msg = f"the state has {len(values)} {name}, the model has {len(variables)}"
                 raise ValueError(msg)
             found.update(zip(map(id, variables), values, strict=True))
         return found
