@@ -73,7 +73,7 @@ class LoopWatch(Verdict):
             with self.watch.guard("detaching from the model"):
                 self._backend.hold(None)
                 if tap is not None:
-                    tap.detach()
+                    tap.unhook()
                 self._lab.release()
             self.watch.close()
 

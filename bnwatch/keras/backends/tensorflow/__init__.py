@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from bnwatch.keras.backends.base import Backend
+from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
 from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
 from bnwatch.keras.backends.tensorflow.quiet import Quiet
@@ -37,10 +37,7 @@ class TensorFlowBackend(Backend):
         if self.model.distribute_strategy.num_replicas_in_sync > 1:
             return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
         if retracing_changes_training(self.model):
-            return (
-                "`trainable` was set on a layer after compile(), and watching would make it count already: "
-                "call compile() again; this training goes on unwatched"
-            )
+            return TOGGLED
         return None
 
     # the tap
