@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class TorchBackend(Backend):
     def __init__(self, model: Any) -> None:
         """Bind to a model; nothing is touched."""
         super().__init__(model)
-        self._slots: Slots | None = None
+        self._slots = Slots()
+        self._guard: Guard = lambda _: nullcontext()
 
     @property
     def speaks(self) -> bool:
@@ -53,21 +54,24 @@ class TorchBackend(Backend):
     def hooks(self, watched: Watched, record: Record) -> dict[str, Callable[..., Any]]:
         """Return methods to put on a layer, by name, that call ``record`` for every call in training mode."""
 
+        # torch.compile leaves it alone: what is noted on the host is no part of a compiled step
+        @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
         def recorded(mean: Any, var: Any, count: Callable[[], Any]) -> None:
-            if recomputing() and self._slots is not None:
-                self._slots.again(watched)
-            elif not self._symbolic(mean):
-                record(mean, var, count)
+            with self._guard("recording batch statistics"):
+                if recomputing():
+                    self._slots.again(watched)
+                elif not self._symbolic(mean):
+                    record(mean, var, count)
 
         return super().hooks(watched, recorded)
 
     def _symbolic(self, mean: Any) -> bool:
-        """Return whether a call only asks for shapes: on no device, or on one where the ``meta`` device would not do."""
+        """Return whether a call only asks for shapes, on the ``meta`` device or where that would not do."""
         return bool(mean.is_meta) or self.library.src.backend.common.symbolic_scope.in_symbolic_scope()
 
-    def storage(self, guard: Guard) -> Storage:  # noqa: ARG002 - nothing here runs unguarded
+    def storage(self, guard: Guard) -> Storage:
         """Return an empty storage."""
-        self._slots = Slots()
+        self._slots, self._guard = Slots(), guard
         return self._slots
 
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
@@ -158,7 +162,9 @@ class TorchBackend(Backend):
             connected = loss.requires_grad and tensors
             gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if connected else [None] * len(tensors)
         zero = torch.zeros_like
-        return found, [zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)]
+        return found, [
+            zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)
+        ]
 
 
 def recomputing() -> bool:
