@@ -40,7 +40,7 @@ MODES = {
 """Ways of training: arguments of `compile`, and the policy of data types."""
 
 IMPOSSIBLE = {
-    ("torch", "jit"): "torch.compile needs a C++ compiler, and Keras calls its support experimental",
+    ("torch", "jit"): "torch.compile takes minutes for a model; test_keras_torch.py compiles one",
     ("torch", "two_steps"): "Keras refuses steps_per_execution > 1 on torch",
 }
 """What a backend (or ``legacy``, Keras 2) cannot do at all, by way of training, and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from bnwatch.keras.backends import backend_of
 from bnwatch.keras.backends import torch as backend
 from bnwatch.keras.experiments import Given
 from bnwatch.keras.loop import LoopWatch
-from tests.adapters.keras_models import CLASSES, FakeWatch, compiled, data, faked, make, quiet_watch, state
+from tests.adapters.keras_models import CLASSES, ByHand, FakeWatch, compiled, data, faked, make, quiet_watch, state
 
 layers = keras.layers
 
@@ -105,6 +106,44 @@ def test_everything_is_read_at_once_for_each_data_type(monkeypatch):
     found = backend.on_host(tensors)
     assert len(copies) == 4
     assert [array.tolist() for array in found] == [[1.0, 2.0], 2**40 + 1, [[3.0], [4.0]], [0.5], [1.0 + 2.0**-40]]
+
+
+def test_a_batch_is_kept_as_it_was_and_only_if_it_is_of_arrays():
+    keeper = backend.TorchKeeper(FakeWatch().guard)
+    passed = []
+    function = keeper.before(passed.append)
+    x, y = torch.zeros(4, 2), np.zeros(4)
+    for batch, wanted in (([x, y], False), ([x, y], True), (({"text": ["a", "b"]}, y), True)):
+        keeper.want(wanted=wanted)
+        function([batch])
+        keeper.collect()
+    x += 1.0
+    y += 1.0
+    (kept,) = keeper.kept.batches("training", 100)
+    assert (kept.inputs.tolist(), kept.labels.tolist()) == ([[0.0, 0.0]] * 4, [0] * 4)
+    assert len(passed) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile asks all tensors
+def test_a_compiled_step(monkeypatch):
+    """torch.compile traces the steps of Keras in many pieces; of few calls here, and without its C++ compiler."""
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    x, y = data(48, shape=(5,))
+    model = make(shared_net, jit_compile=True)
+    callback, fake = faked(experiments=False)
+    first = ByHand(model)
+    model.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[callback])
+    torch._dynamo.reset()
+    assert not fake.faults
+    assert [[str(call.site) for call in s.calls] for s in fake.snapshots] == [["shared#0", "shared#1"]] * 3
+    assert [s.calls[0].running.updates for s in fake.snapshots] == [2, 4, 6]
+    first.norm("shared", np.maximum(first.dense("a", x[:16].astype("float64")), 0.0))
+    assert_allclose(fake.snapshots[0].calls[0].batch.mean, first.calls[0][1], atol=1e-5)
+    assert_allclose(fake.snapshots[0].calls[0].batch.var, first.calls[0][2], atol=1e-5)
 
 
 class Operations(TorchDispatchMode):
@@ -292,7 +331,7 @@ SEAMS = [
     (backend.TorchFunctions, "make"),
     (backend.TorchFunctions, "restore"),
     (backend.TorchKeeper, "collect"),
-    (backend, "mapped"),
+    (backend, "copied"),
     (backend, "recomputing"),
     (tap.Tap, "records"),
     (readings, "training"),
@@ -439,7 +478,8 @@ def replica(rank, folder):
     model = keras.Sequential([keras.Input((5,)), bn, layers.Dense(CLASSES)])
     both = torch.nn.parallel.DistributedDataParallel(model)
     means = []
-    with watch(model, os.path.join(folder, f"log{rank}"), every=1) as watching:  # noqa: PTH118
+    # either is understood
+    with watch((model, both)[rank], os.path.join(folder, f"log{rank}"), every=1) as watching:  # noqa: PTH118
         observe = watching.watch.observe
         watching.watch.observe = lambda s: (means.extend(call.batch.mean.tolist() for call in s.calls), observe(s))
         loop(model, watching, x, y, forward=both)

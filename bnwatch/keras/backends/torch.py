@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from bnwatch.keras.backends.base import Backend, Reading, Stored, refused
-from bnwatch.keras.keep import Kept, mapped
+from bnwatch.keras.keep import Kept, leaves, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,8 +27,8 @@ class TorchBackend(Backend):
     name = "torch"
 
     def __init__(self, model: Any) -> None:
-        """Bind to a model; nothing is touched."""
-        super().__init__(model)
+        """Bind to a model, also to one that is wrapped to train in several processes; nothing is touched."""
+        super().__init__(model.module if isinstance(model, DistributedDataParallel) else model)
         self._slots = Slots()
         self._guard: Guard = lambda _: nullcontext()
 
@@ -67,7 +68,11 @@ class TorchBackend(Backend):
 
     def _symbolic(self, mean: Any) -> bool:
         """Return whether a call only asks for shapes, on the ``meta`` device or where that would not do."""
-        return bool(mean.is_meta) or self.library.src.backend.common.symbolic_scope.in_symbolic_scope()
+        return bool(mean.is_meta) or self._known_everywhere("symbolic_scope") is not None
+
+    def _known_everywhere(self, name: str) -> Any:
+        """Return what Keras keeps for everybody under a name; None where it has none."""
+        return self.library.src.backend.common.global_state.get_global_attribute(name)
 
     def storage(self, guard: Guard) -> Storage:
         """Return an empty storage."""
@@ -151,7 +156,7 @@ class TorchBackend(Backend):
         metrics = [*getattr(model, "metrics", ()), *getattr(loss, "metrics", ())]
         found = [*model.non_trainable_variables, *(v for metric in metrics for v in metric.variables)]
         # layers that are given no seed share a generator; asking Keras for it would make one
-        shared = self.library.src.backend.common.global_state.get_global_attribute("global_seed_generator")
+        shared = self._known_everywhere("global_seed_generator")
         return list({id(v): v for v in [*found, *([] if shared is None else [shared.state])]}.values())
 
     def differentiated(self, compute: Callable[[], tuple[Any, Any]], weights: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -194,6 +199,16 @@ def on_host(tensors: Sequence[Any]) -> list[NDArray[Any]]:
         parts = np.split(wide.cpu().numpy(), np.cumsum(sizes)[:-1])
         found.update((n, part.reshape(tensors[n].shape)) for n, part in zip(members, parts, strict=True))
     return [found[n] for n in range(len(tensors))]
+
+
+def copied(batch: Any) -> Any | None:
+    """Return a copy of a batch, or None if some of it is no array.
+
+    A generator may fill the same memory again, and a step may change its batch in place.
+    """
+    if not all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in leaves(batch)):
+        return None
+    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy(), batch)
 
 
 class Slot:
@@ -318,8 +333,7 @@ class TorchKeeper:
         def passing(batches: Any) -> Any:
             if self.wanted:
                 with self._guard("keeping a batch"):
-                    # a copy: a generator may fill the same memory again, a step may change its batch in place
-                    self._batch = mapped(torch.clone, batches[0])
+                    self._batch = copied(batches[0])
             return function(batches)
 
         return passing
