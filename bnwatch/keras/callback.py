@@ -88,6 +88,8 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
             except NotImplementedError as error:
                 reason = str(error)
             if reason is None:
+                if not backend.speaks:
+                    self.watch.silence()
                 self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
             else:
                 _say(reason)

@@ -91,8 +91,9 @@ def find_layers(backend: Backend) -> tuple[list[Watched], dict[str, str]]:
 
     The order is that of execution in functional and sequential models, and that of definition in subclassed ones.
     """
-    watched, unsupported, names = [], {}, set[str]()
+    watched, unsupported, names = [], dict[str, str](), set[str]()
     for path, layer in walk(backend.model):
+        unsupported |= {_unique(f"{path}/{name}", names): why for name, why in backend.concealed(layer).items()}
         if not _normalizes(layer):
             continue
         name = _unique(path, names)

@@ -48,6 +48,8 @@ class LoopWatch(Verdict):
         """Attach to the model."""
         with self.watch.guard("attaching to the model"):
             heal(self._backend)
+            if not self._backend.speaks:
+                self.watch.silence()
             tap = Tap(self._backend, self.watch.guard, lanes=True)
             tap.attach()
             self._tap = tap

@@ -25,5 +25,9 @@ def backend_of(model: Any) -> Backend:
         from bnwatch.keras.backends.legacy import LegacyBackend
 
         return LegacyBackend(model)
+    if name == "torch":
+        from bnwatch.keras.backends.torch import TorchBackend
+
+        return TorchBackend(model)
     msg = f"bnwatch does not watch Keras on {name}; this training goes on unwatched"
     raise NotImplementedError(msg)

@@ -136,6 +136,11 @@ class Backend(ABC):
         """Return the array operations, under the names of ``keras.ops``."""
         return self.library.ops
 
+    @property
+    def speaks(self) -> bool:
+        """Return whether this process reports: of several that train the same model together, one does."""
+        return True
+
     # what cannot be watched
 
     def why_not(self) -> str | None:
@@ -149,6 +154,10 @@ class Backend(ABC):
         if not hasattr(layer, "_moments"):
             return f"{type(layer).__name__} of keras {self.library.__version__} does not show its batch statistics"
         return None
+
+    def concealed(self, layer: Any) -> dict[str, str]:  # noqa: ARG002 - Keras sees the layers of most backends
+        """Return by name what normalizes inside a layer where Keras does not see it, and why it cannot be watched."""
+        return {}
 
     # the tap
 
