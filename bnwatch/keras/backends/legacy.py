@@ -72,6 +72,11 @@ class LegacyBackend(TensorFlowBackend):
         """Return in a sentence why training of this model cannot be watched; None when it can."""
         if not tf.compat.v1.executing_eagerly_outside_functions():
             return "TensorFlow 2 behaviour is switched off; this training goes on unwatched"
+        if draws_from_its_own_stream(self.model.train_function):
+            return (
+                "random numbers of Keras 2 come from a stream inside of the train function, which has run already, "
+                "and watching would begin it anew: call compile() again; this training goes on unwatched"
+            )
         return super().why_not()
 
     def why_not_layer(self, layer: Any) -> str | None:
@@ -151,7 +156,7 @@ class LegacyBackend(TensorFlowBackend):
 
     def quiet(self, body: Callable[..., Any], known: Sequence[Watched]) -> Callable[..., Any]:
         """Return ``body`` compiled, and without a trace in the model."""
-        function = super().quiet(tf.autograph.experimental.do_not_convert(body), known)
+        function = super().quiet(body, known)
 
         def quiet(*arguments: Any) -> Any:
             # tracing alone moves on the seeds that Keras 2 counts in Python
@@ -171,11 +176,6 @@ class LegacyBackend(TensorFlowBackend):
     def _random_sources(self) -> list[Any]:
         found = (getattr(layer, "_random_generator", None) for _, layer in walk(self.model))
         return [source for source in found if hasattr(source, "_seed")]
-
-    def calling(self, layer: Any) -> Callable[..., Any]:
-        """Return the ``call`` of a layer as Keras calls it: with the control flow of users' layers converted."""
-        own: Callable[..., Any] = layer._autographed_call()  # noqa: SLF001
-        return own
 
     def loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:
         """Return the loss that training would minimize on this batch."""
@@ -307,6 +307,14 @@ class _Functions(TensorFlowFunctions):
         super().restore()
         if self._model.train_tf_function is self._made_inner:
             self._model.train_tf_function = self._saved_inner
+
+
+def draws_from_its_own_stream(function: Any) -> bool:
+    """Return whether a train function was traced, and holds an operation with a random stream of its own."""
+    graphs = [concrete.graph for concrete in getattr(function, "_list_all_concrete_functions", list)()]
+    definitions = (graph.as_graph_def() for graph in graphs)
+    nodes = (node for d in definitions for part in (d.node, *(f.node_def for f in d.library.function)) for node in part)
+    return any({"seed", "seed2"} <= set(node.attr) for node in nodes)
 
 
 def _passing(model: Any, name: str, keeper: TensorFlowKeeper | None) -> None:
