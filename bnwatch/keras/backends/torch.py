@@ -158,9 +158,7 @@ class TorchBackend(Backend):
             connected = loss.requires_grad and tensors
             gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if connected else [None] * len(tensors)
         zero = torch.zeros_like
-        return found, [
-            zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)
-        ]
+        return found, [zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)]
 
 
 def recomputing() -> bool:
