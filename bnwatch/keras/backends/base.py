@@ -51,6 +51,7 @@ class Stored:
         count: elements per channel.
         calls: how often the call site was called since the storage was made.
         replica: the device, counted from 0, where the framework keeps statistics of each.
+        running: mean and variance where the replica keeps its own; None where `Reading` has them.
     """
 
     key: Hashable
@@ -60,6 +61,7 @@ class Stored:
     count: int
     calls: int
     replica: int = 0
+    running: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,7 @@ class Backend(ABC):
         """Return what variables of the model hold now, also in the middle of an epoch."""
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
-        """Give a variable of the model another value, between epochs."""
+        """Give a variable of the model another value, on every replica, between epochs."""
         variable.assign(value)
 
     # experiments
