@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
-    from bnwatch.evidence import Attribution, Cells, Look
+    from bnwatch.evidence import Attribution, Cells, Entering, Look
     from bnwatch.records import Attachment, EvaluationRecord
     from bnwatch.signals import SignalTable
 
-    Item: TypeAlias = Attachment | SignalTable | EvaluationRecord | Cells | Attribution | Look | Diagnosis | Skipped
+    Item: TypeAlias = (
+        Attachment | SignalTable | EvaluationRecord | Cells | Attribution | Entering | Look | Diagnosis | Skipped
+    )
 
 
 class Sink(Protocol):

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Attribution, Look
+from bnwatch.evidence import Attribution, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from bnwatch.records import CallSite, LayerSpec
 
     Entity = (
-        SignalTable | Attachment | EvaluationRecord | RecordedCells | Attribution | Look | Diagnosis | Skipped | Report
+        SignalTable
+        | Attachment
+        | EvaluationRecord
+        | RecordedCells
+        | Attribution
+        | Entering
+        | Look
+        | Diagnosis
+        | Skipped
+        | Report
     )
 
 T = TypeVar("T")
@@ -53,6 +62,7 @@ class RunRecord:
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
         attributions: to which layers the cost of the running statistics was attributed, by step.
+        entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
         problems: what could not be read, one sentence each.
     """
@@ -65,6 +75,7 @@ class RunRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
     attributions: tuple[Attribution, ...] = ()
+    entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -189,6 +200,7 @@ class _Decoder:
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
             schema.ATTRIBUTION: schema.parse_attribution,
+            schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
             schema.REPORT: schema.parse_report,
         }
@@ -327,6 +339,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
+        entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
         problems=tuple(problem for file in files for problem in file.problems),
     )
