@@ -38,9 +38,12 @@ FAR = 1.0
     apart=Threshold(
         0.1, "convention", "standard deviations of the means, or log ratio of spreads: less explains little"
     ),
+    strong=Threshold(
+        3.0, "convention", "standard deviations of the means, or factor of spreads: more than augmentation does"
+    ),
 )
 def evaluation_input_shift(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
-    """Evaluation inputs are distributed otherwise than training inputs, and it costs accuracy."""
+    """Evaluation inputs are distributed otherwise than training inputs."""
     last = signals.evaluations[-1] if signals.evaluations else None
     if last is not None and last.batch_statistics:
         yield Skipped("BN304", "the evaluation did not use running statistics, which is BN103")
@@ -57,16 +60,15 @@ def evaluation_input_shift(signals: Signals, limits: Limits) -> Iterator[Finding
     if not (cells.training and cells.evaluation):
         yield Skipped("BN304", cells.missing or "training or evaluation examples are missing")
         return
-    if not found:
-        return
     entering = signals.entering
     if entering is None or entering.step != cells.step:
-        yield Skipped("BN304", "running statistics cost evaluation accuracy alone; what enters the layers is not known")
+        if found:
+            yield Skipped("BN304", "running statistics cost evaluation accuracy alone; what enters layers is not known")
         return
     place = _first(entering, limits)
-    if place is not None:
-        yield _finding(cells, entering, place)
-    elif entering.untold is not None:
+    if place is not None and (found or (place == 0 and _strongly(entering.sites[0], limits["strong"]))):
+        yield _finding(cells, entering, place, costs=found)
+    elif place is None and found and entering.untold is not None:
         yield Skipped("BN304", entering.untold)
 
 
@@ -95,14 +97,24 @@ def _first(entering: Entering, limits: Limits) -> int | None:
     return None
 
 
-def _finding(cells: Cells, entering: Entering, place: int) -> Finding:
+def _strongly(site: SiteShift, strong: float) -> bool:
+    return max(site.mean_shift, _factor(site)) > strong
+
+
+def _factor(site: SiteShift) -> float:
+    """Return how many times one spread is the other."""
+    return max(site.std_ratio, 1.0 / site.std_ratio) if site.std_ratio > 0.0 else math.inf
+
+
+def _finding(cells: Cells, entering: Entering, place: int, *, costs: bool) -> Finding:
     site = entering.sites[place]
     batch, running = cells.evaluation["batch"], cells.evaluation["running"]
     cost, p = batch.gain_over(running)
     return Finding(
         subject="model",
-        message=f"evaluation inputs differ from training inputs from `{site.subject}` on, by {_how(site)}: running "
-        f"statistics cost {100 * cost:.1f} points of evaluation accuracy",
+        message=f"evaluation inputs differ from training inputs from `{site.subject}` on, by {site.mean_shift:.3g} "
+        f"standard deviations in the mean and a factor of {site.std_ratio:.3g} in the spread"
+        + (f": running statistics cost {100 * cost:.1f} points of evaluation accuracy" if costs else ""),
         evidence={
             "cost": Quantity(cost, "of evaluation accuracy"),
             "p_value": Quantity(p, "that chance explains the cost (paired, McNemar)"),
@@ -113,9 +125,13 @@ def _finding(cells: Cells, entering: Entering, place: int) -> Finding:
         table=_table(entering, place),
         further=(cells_table(cells),),
         notes=(
-            f"running statistics describe training inputs: these reach {cells.training['running'].accuracy:.1%} with "
-            f"them. Evaluation inputs reach {running.accuracy:.1%}, and {batch.accuracy:.1%} with the statistics of "
-            "their own batches, so the weights fit them and the running statistics do not",
+            (
+                f"running statistics describe training inputs: these reach {cells.training['running'].accuracy:.1%} "
+                f"with them. Evaluation inputs reach {running.accuracy:.1%}, and {batch.accuracy:.1%} with the "
+                "statistics of their own batches, so the weights fit them and the running statistics do not"
+            )
+            if costs
+            else "statistics of their own batches win back no accuracy on evaluation inputs",
             *_likely(site),
         ),
         helps=(
@@ -129,16 +145,13 @@ def _finding(cells: Cells, entering: Entering, place: int) -> Finding:
                 "unlabelled data of that domain"
             ),
         ),
+        severity=None if costs else Severity.INFO,
     )
-
-
-def _how(site: SiteShift) -> str:
-    return f"{site.mean_shift:.2g} standard deviations in the mean and a factor of {site.std_ratio:.3g} in the spread"
 
 
 def _likely(site: SiteShift) -> tuple[str, ...]:
     """Return what the numbers look like, where they look like something known."""
-    factor = max(site.std_ratio, 1.0 / site.std_ratio) if site.std_ratio > 0.0 else math.inf
+    factor = _factor(site)
     for scale, ranges in SCALES.items():
         if abs(factor / scale - 1.0) < NEAR:
             larger = "evaluation" if site.std_ratio > 1.0 else "training"
