@@ -28,8 +28,11 @@ nox.options.sessions = [
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
 # What is about one backend alone, and what is about Keras 2.
-PARTICULAR = {name: ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "jax", "torch", "legacy")}
-COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if path not in PARTICULAR.values()]
+PARTICULAR = {
+    name: sorted(ROOT.glob(f"tests/adapters/test_keras_{name}*.py"))
+    for name in ("tensorflow", "jax", "torch", "legacy")
+}
+COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
 # The example imports whatever is called keras, which is Keras 3 also where tf-keras is installed.
 KERAS_EXAMPLE = ROOT / "tests/adapters/test_keras_cifar_resnet.py"
 CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
@@ -100,8 +103,7 @@ def keras_tests(
             "JAX_PLATFORMS": "cpu",
         }
     )
-    own = PARTICULAR[particular or backend]
-    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *filter(Path.is_file, [own]), part=part)
+    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
 
 
 def pytest(session: nox.Session, *args: str | Path, part: str = "") -> None:

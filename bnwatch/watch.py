@@ -90,7 +90,7 @@ class Watch:
         self._engine = Engine(self._allow)
         self._given = tuple(sinks)
         self._sinks: list[Sink] = [*sinks]
-        self._opened = self._closed = self._told_of_range = False
+        self._opened = self._closed = self._told_of_range = self._silent = False
         self._told: dict[str, Severity] = {}
         self._noted: dict[str, Skipped] = {}
         self._calls: list[CallRecord] = []
@@ -228,6 +228,11 @@ class Watch:
                     sink.close(self.report())
 
     # What an adapter calls.
+
+    def silence(self) -> None:
+        """Go on without files, words and experiments: another process speaks for this training."""
+        self._silent, self.log_dir, self.experiments = True, None, False
+        self._on_diagnosis = lambda _: None
 
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
@@ -389,7 +394,7 @@ class Watch:
         """Open the sinks, once a run."""
         if not self._opened:
             self._opened, self._closed = True, False
-            self._sinks = [*self._given, ConsoleSink()]
+            self._sinks = [*self._given] if self._silent else [*self._given, ConsoleSink()]
             self._open_files()
 
     def _open_files(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, Table
-from bnwatch.evidence import Cell, Cells, LayerLook, Look
+from bnwatch.evidence import Attribution, Cell, Cells, Difference, LayerLook, Look, SiteCost
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 
@@ -58,6 +58,12 @@ def cells(step: int = 100) -> Cells:
         missing="the evaluation data ran out",
         seconds=0.25,
     )
+
+
+def attribution(step: int = 100) -> Attribution:
+    much, little = Difference(0.12, (0.1, 0.14), 1e-30), Difference(-0.01, (-0.02, 0.0), 1.0)
+    costs = SiteCost("bn", 1, float("inf"), much, little), SiteCost("bn", None, 0.5, much, much)
+    return Attribution(step, 0, "evaluation", 100, 0.85, 0.97, much, costs, ("encoder/bn_1",), 1.5)
 
 
 def look(step: int = 100) -> Look:

@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bnwatch import moments
+from bnwatch import moments, testing
 from bnwatch.moments import Moments
 
 
@@ -159,6 +159,68 @@ def test_nothing_seen_leaves_the_share_open():
 def test_mcnemar(first, second):
     expected = stats.binomtest(first, first + second, 0.5, "greater").pvalue if first + second else 1.0
     assert moments.mcnemar(first, second) == pytest.approx(expected, rel=1e-5, abs=1e-11)
+
+
+# --- the interval of a paired difference: Newcombe (1998), method 10 ---
+
+
+def test_paired_interval_of_the_published_example():
+    assert moments.paired_interval(36, 12, 2, 0, stats.norm.ppf(0.975)) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+@given(*[st.integers(0, 500)] * 4)
+def test_paired_interval_holds_the_difference_and_turns_around(both, first, second, neither):
+    assume(both + first + second + neither)
+    low, high = moments.paired_interval(both, first, second, neither)
+    assert -1.0 <= low <= (first - second) / (both + first + second + neither) <= high <= 1.0
+    assert moments.paired_interval(both, second, first, neither) == pytest.approx((-high, -low))
+    assert moments.paired_interval(neither, first, second, both) == pytest.approx((low, high))
+
+
+def test_no_example_has_no_paired_interval():
+    with pytest.raises(ValueError, match="at least one example"):
+        moments.paired_interval(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("chances", [(0.8, 0.1, 0.05, 0.05), (0.5, 0.2, 0.1, 0.2), (0.9, 0.04, 0.01, 0.05)])
+def test_paired_interval_covers_as_often_as_it_says(chances):
+    """By enumeration: every table of thirty examples, with its probability."""
+    n, truth = 30, chances[1] - chances[2]
+    tables = [(a, b, c, n - a - b - c) for a in range(n + 1) for b in range(n + 1 - a) for c in range(n + 1 - a - b)]
+    weights = stats.multinomial.pmf(tables, n, chances)
+    covered = [low <= truth <= high for low, high in (moments.paired_interval(*table) for table in tables)]
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[covered].sum() > 0.935  # and at most a little too wide: see the bootstrap
+
+
+@pytest.mark.parametrize("table", [(1500, 300, 50, 150), (700, 20, 260, 20), (1900, 60, 0, 40)])
+def test_paired_interval_is_that_of_the_bootstrap(table):
+    n = sum(table)
+    drawn = np.random.default_rng(0).multinomial(n, np.array(table) / n, 20_000)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 2]) / n, [0.025, 0.975])
+    assert moments.paired_interval(*table) == pytest.approx((low, high), abs=0.0025)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("sites", [2, 3])
+def test_sites_apart_is_what_the_signals_of_a_watch_say(apart, sites):
+    spec = testing.layer(channels=6)
+    draws = [testing.normal(6, 32, mean=apart * n, std=1.0 + apart * n) for n in range(sites)]
+    snapshots = list(testing.train(spec, *draws, steps=8))
+    (shared,) = testing.signals(*snapshots).table.shared
+    mean, var = (
+        np.array([[getattr(call.batch, part) for call in snapshot.calls] for snapshot in snapshots], np.float64)
+        for part in ("mean", "var")
+    )
+    expected = [shared[name] for name in ("between_shift", "between_scale", "between_ratio")]
+    assert moments.sites_apart(mean, var + spec.epsilon) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_equal_batches_at_every_site_are_no_difference():
+    same = np.ones((4, 2, 3))
+    shift, scale, ratio = moments.sites_apart(same, same)
+    assert (shift, scale) == (0.0, 0.0)
+    assert moments.same_sites_p(ratio, 2, 4) == 1.0
 
 
 def by_hand(values):

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import os
 import subprocess
@@ -530,6 +531,71 @@ def test_a_rule_that_asks_gets_the_cells():
     assert "BN301" in rules(watch)
 
 
+def test_what_the_cells_show_is_attributed_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from bnwatch.sinks.tensorboard import read_runs
+
+    lab, memory = testing.FakeLaboratory.stacked("bn1", "bn2"), MemorySink()
+    lab.mean[1] += 3.0
+    with pytest.warns(BatchNormWarning, match="most of it at `bn2`"), Watch(tmp_path, every=1, sinks=[memory]) as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+        experiment(watch, lab, final=True)
+    (found,) = memory.of(evidence.Attribution)
+    assert (found.step, found.costs[0].subject) == (1, "bn2")
+    assert watch.signals.attribution is found
+    (diagnosis,) = (d for d in watch.diagnoses if d.rule == "BN301")
+    assert diagnosis.further[0].rows[0][0] == "bn2"
+    assert not [s for s in watch.skipped if s.rule == "BN301"]
+    (run,) = read_runs(tmp_path)
+    assert run.attributions == (found,)
+    (back,) = (d for d in run.report.diagnoses if d.rule == "BN301")
+    assert back == diagnosis
+    assert render.report_text(run.report) == render.report_text(dataclasses.replace(watch.report(), run=run.report.run))
+
+
+def test_new_cells_are_attributed_anew_and_at_the_end():
+    lab, memory = testing.FakeLaboratory.stacked("bn1", "bn2"), MemorySink()
+    lab.mean[1] += 3.0
+    with Watch(None, every=1, sinks=[memory], on_diagnosis="log") as watch:
+        for _ in range(2):
+            suspicious(watch)
+            experiment(watch, lab)
+        call(watch)
+        watch.step()
+        experiment(watch, lab, final=True)
+    assert [found.step for found in memory.of(evidence.Attribution)] == [1, 2, 3]
+
+
+def test_cells_that_show_no_cost_are_not_attributed():
+    lab = testing.FakeLaboratory.stacked("bn1", "bn2")
+    with Watch(None, every=1, on_diagnosis="log") as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+    assert watch.signals.cells is not None
+    assert watch.signals.attribution is None
+
+
+def test_an_attribution_that_is_not_possible_leaves_the_diagnosis_and_says_so(monkeypatch):
+    lab = testing.FakeLaboratory.separable()
+
+    def refusing(*_args, **_fields):
+        msg = "this model cannot be called twice"
+        raise evidence.ExperimentNotPossibleError(msg)
+
+    monkeypatch.setattr(evidence, "attribute", refusing)
+    with Watch(None, every=1, on_diagnosis="log") as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+        asked = len(lab.asked)
+        experiment(watch, lab)
+        assert len(lab.asked) == asked
+    assert "BN301" in rules(watch)
+    (refused,) = (d for d in watch.diagnoses if d.rule == "BN904")
+    assert "cannot be called twice" in refused.message
+    assert [s.needs for s in watch.skipped if s.rule == "BN301"] == ["attribution"]
+
+
 def test_nothing_is_measured_where_nothing_asks():
     lab = testing.FakeLaboratory.separable()
     with Watch(None, every=1) as watch:
@@ -594,7 +660,7 @@ def test_bn904_clears_when_the_experiment_succeeds():
     assert [d.state for d in watch.diagnoses if d.rule == "BN904"] == ["cleared"]
 
 
-@pytest.mark.parametrize("method", ["examples", "outputs", "population", "look"])
+@pytest.mark.parametrize("method", ["examples", "outputs", "population", "inputs", "look"])
 def test_a_laboratory_that_fails_leaves_the_training_running(method, monkeypatch):
     lab = testing.FakeLaboratory.separable()
     monkeypatch.setattr(lab, method, broken)

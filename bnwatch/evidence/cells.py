@@ -158,13 +158,13 @@ class Bench:
         batches: Sequence[Examples],
         statistics: Literal["batch", "running"],
         other: Collection[CallSite] = (),
-        until: float = 1e9,
+        until: float | None = None,
     ) -> Cell:
-        """Return the cell of these batches; past the share ``until`` of the time only of those that are enough."""
+        """Return the cell of these batches; past the share ``until`` of the time, of those that are enough."""
         predicted: list[NDArray[np.int64]] = []
         examples = 0
         for batch in batches:
-            if predicted and examples >= self._budget.enough and self._budget.share(until):
+            if until is not None and predicted and examples >= self._budget.enough and self._budget.share(until):
                 break
             scores = self._lab.outputs(batch, statistics, other)
             self.classes = max(self.classes, scores.shape[1])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from bnwatch.evidence.looks import LayerLook
     from bnwatch.moments import Moments
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Statistics = Literal["batch", "running", "population"]
 Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
-MeanAndVariance = tuple[NDArray[np.float64], NDArray[np.float64]]
+MeanAndVariance: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
 """A mean and a variance, shape ``(channels,)`` each."""
 
 EXAMPLES = 2000

@@ -190,6 +190,9 @@ def _chosen(specs: Mapping[str, LayerSpec], layers: Collection[str] | None) -> l
     if layers is None:
         return list(specs)
     patterns = [layers] if isinstance(layers, str) else list(layers)
+    if not patterns:
+        msg = "layers names no layer: leave it out for all of them"
+        raise ValueError(msg)
     for pattern in patterns:
         if not any(_fits(path, pattern) for path in specs):
             near = difflib.get_close_matches(pattern, specs, 3, cutoff=0.5) or list(specs)[:3]
@@ -224,25 +227,27 @@ def _check_sites(sites: Mapping[CallSite, Sequence[Moments]], spec: LayerSpec) -
     p = moments.same_sites_p(ratio, len(sites), batches)
     if max(shift, scale) <= SITE_SHIFT or SITE_TESTS * p >= SITE_ALPHA:
         return
-    first, second = _farthest(list(sites), mean.mean(axis=0), var.mean(axis=0) + spec.epsilon)
+    first, second, shift, scale = _farthest(list(sites), mean.mean(axis=0), var.mean(axis=0) + spec.epsilon)
     msg = (
         f"`{spec.path}` is called at {len(sites)} sites that see different data: {first} and {second} are "
-        f"{shift:.2f} standard deviations apart in their means and a factor of {np.exp(scale):.2f} in their spreads "
+        f"{shift:.2f} standard deviations apart in their means, and their spreads differ by a factor of {scale:.2f} "
         f"(p = {SITE_TESTS * p:.1g}); one set of running statistics fits neither"
     )
     raise ValueError(msg)
 
 
-def _farthest(sites: Sequence[CallSite], mean: Vector, var: Vector) -> tuple[CallSite, CallSite]:
-    """Return the two sites whose moments, of shape ``(sites, channels)``, are farthest apart."""
+def _farthest(sites: Sequence[CallSite], mean: Vector, var: Vector) -> tuple[CallSite, CallSite, float, float]:
+    """Return the two sites that are farthest apart, by how many deviations, and the factor between their spreads.
 
-    def distance(pair: tuple[int, int]) -> float:
-        a, b = pair
-        shift = np.square(mean[a] - mean[b]) / (var[a] + var[b])
-        return float(np.sum(shift + np.square(np.log(var[a] / var[b]))))
+    Moments are of shape ``(sites, channels)``; the distance is a root mean square over channels, the factor geometric.
+    """
 
-    a, b = max(itertools.combinations(range(len(sites)), 2), key=distance)
-    return sites[a], sites[b]
+    def distance(a: int, b: int) -> tuple[float, float]:
+        shift = np.square(mean[a] - mean[b]) / ((var[a] + var[b]) / 2.0)
+        return float(np.sqrt(np.mean(shift))), float(np.mean(np.abs(np.log(var[a] / var[b]))) / 2.0)
+
+    (shift, scale), a, b = max((distance(a, b), a, b) for a, b in itertools.combinations(range(len(sites)), 2))
+    return sites[a], sites[b], shift, math.exp(scale)
 
 
 def _stored(found: Moments, spec: LayerSpec) -> MeanAndVariance:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import keras
-
 from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.keras.backends import backend_of
+from bnwatch.keras.library import installed
 from bnwatch.keras.session import Session
 from bnwatch.watch import Verdict, Watch
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from bnwatch.keras.tap import Statistics
 
 
-class BatchNormWatch(Verdict, keras.callbacks.Callback):
+class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[misc]
     """Watches the batch-normalization layers of a model while it trains in ``fit``.
 
     Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,
@@ -51,6 +50,8 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
         experiments: Any = "auto",
     ) -> None:
         super().__init__()
+        # what Keras 2 asks for, also where Keras 3 made the class: logs may stay tensors, and every worker trains
+        self._supports_tf_logs, self._chief_worker_only = True, False
         self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
@@ -60,6 +61,21 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
 
     # What Keras calls.
 
+    def set_model(self, model: Any) -> None:
+        """Note the model: Keras 3 on JAX would move its whole state to hand it out."""
+        super().set_model(model)
+        self._trained = model
+
+    def _implements_train_batch_hooks(self) -> bool:
+        """Say so to Keras 2."""
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return True
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
         """Attach."""
         self._leave()
@@ -67,11 +83,13 @@ class BatchNormWatch(Verdict, keras.callbacks.Callback):
             return
         with self.watch.guard("attaching to the model"):
             try:
-                backend = backend_of(self.model)
+                backend = backend_of(self._trained)
                 reason = backend.why_not()
             except NotImplementedError as error:
                 reason = str(error)
             if reason is None:
+                if not backend.speaks:
+                    self.watch.silence()
                 self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
             else:
                 _say(reason)

@@ -35,7 +35,8 @@ class Watched:
     @property
     def built(self) -> bool:
         """Return whether the layer knows its channels."""
-        return self.layer.moving_mean is not None
+        # Keras 2 makes the attribute together with the variable
+        return getattr(self.layer, "moving_mean", None) is not None
 
     def spec(self) -> LayerSpec:
         """Return the description of the layer, which must be built."""
@@ -90,8 +91,9 @@ def find_layers(backend: Backend) -> tuple[list[Watched], dict[str, str]]:
 
     The order is that of execution in functional and sequential models, and that of definition in subclassed ones.
     """
-    watched, unsupported, names = [], {}, set[str]()
+    watched, unsupported, names = [], dict[str, str](), set[str]()
     for path, layer in walk(backend.model):
+        unsupported |= {_unique(f"{path}/{name}", names): why for name, why in backend.concealed(layer).items()}
         if not _normalizes(layer):
             continue
         name = _unique(path, names)
@@ -126,7 +128,9 @@ def children(layer: Any) -> list[Any]:
     # Keras 2 calls it `layer`
     ordered = [getattr(node, "operation", None) or getattr(node, "layer", None) for node in nodes]
     kind = library_of(layer).layers.Layer
-    inside: Any = getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", ())
+    inside: Any = getattr(layer, "_layers", None)
+    if inside is None:  # Keras 2
+        inside = layer._flatten_layers(recursive=False, include_self=False)  # noqa: SLF001
     return [found for found in [*ordered, *inside] if isinstance(found, kind)]
 
 

@@ -6,10 +6,16 @@ Several may be installed side by side, so it is the model that says.
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import Any
 
 LEGACY = "keras 2"
 """Name of Keras 2 as a backend: it runs on TensorFlow, in a way of its own."""
+
+
+def installed() -> Any:
+    """Return the module that a callback is made of: ``keras``, or ``tf_keras`` where that is the only one."""
+    return importlib.import_module("keras" if find_spec("keras") is not None else "tf_keras")
 
 
 def library_of(model: Any) -> Any:

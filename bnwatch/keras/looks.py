@@ -49,7 +49,7 @@ class Looking:
 
         def loss() -> tuple[Any, Any]:
             predicted, table = self._numbers(inputs)
-            value = self._backend.model.compute_loss(inputs, targets, predicted, None, training=False)
+            value = self._backend.loss(inputs, targets, predicted)
             return self._backend.scaled(ops.cast(value, "float32")), table
 
         table, gradients = self._backend.differentiated(loss, weights)

@@ -48,6 +48,8 @@ class LoopWatch(Verdict):
         """Attach to the model."""
         with self.watch.guard("attaching to the model"):
             heal(self._backend)
+            if not self._backend.speaks:
+                self.watch.silence()
             tap = Tap(self._backend, self.watch.guard, lanes=True)
             tap.attach()
             self._tap = tap
@@ -65,13 +67,20 @@ class LoopWatch(Verdict):
         finally:
             tap, self._tap = self._tap, None
             with self.watch.guard("detaching from the model"):
+                self._backend.hold(None)
                 if tap is not None:
                     tap.detach()
                 self._lab.release()
             self.watch.close()
 
     def step(
-        self, *, accuracy: Any = None, loss: Any = None, examples: int = 1, batch: tuple[Any, Any] | None = None
+        self,
+        *,
+        accuracy: Any = None,
+        loss: Any = None,
+        examples: int = 1,
+        batch: tuple[Any, Any] | None = None,
+        state: Any = None,
     ) -> None:
         """End a training step: every training-mode call of the model since the last one belongs to it.
 
@@ -82,11 +91,15 @@ class LoopWatch(Verdict):
             loss: loss of the step's batch.
             examples: examples behind them.
             batch: the step's ``(x, y)``; a few are kept for the experiments.
+            state: where the loop is pure (on JAX), what it keeps outside of the model after the step: a tuple of lists,
+                the values of ``model.trainable_variables``, those of ``model.non_trainable_variables``, and whatever
+                else.
         """
         if self._tap is None or not self.watch.enabled:
             return
         with self.watch.guard("ending a step"):
             self._step += 1
+            self._backend.hold(state)
             self._accuracy.add(accuracy, examples)
             if self.watch.due(self._step):
                 self._sample(self._tap, loss, batch)
@@ -130,15 +143,16 @@ class LoopWatch(Verdict):
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()
-        if not tap.storage.recorded and tap.layers and self._step == 1:
+        calls = tap.records()
+        if not calls and tap.layers and self._step == 1:
             _say(
-                "bnwatch saw no training-mode call of a batch-normalization layer in the first step: enter watch() "
-                "before the training function is called for the first time, and call the model with training=True"
+                "bnwatch saw no training-mode call of a batch-normalization layer in the first step: "
+                f"{self._backend.unseen}"
             )
         if batch is not None:
             self._kept.add(tuple(batch))
         mean, seen = self._accuracy.now()
-        self.watch.observe(StepSnapshot(self._step, self._epoch, tap.records(), mean, _float(loss), seen))
+        self.watch.observe(StepSnapshot(self._step, self._epoch, calls, mean, _float(loss), seen))
         if self.watch.wants_look:
             self.watch.look(self._lab, step=self._step, epoch=self._epoch)
 
@@ -161,16 +175,28 @@ def watch(
     on_diagnosis: Any = "warn",
     experiments: Any = "auto",
 ) -> LoopWatch:
-    """Watch a training loop written by hand, with or without ``tf.function``.
+    """Watch a training loop written by hand, compiled or not.
 
-    Enter it before the training function is called for the first time: TensorFlow does not look at a function again
-    once it is traced. Call ``step`` at the end of each training step, and ``evaluation`` after each evaluation::
+    Enter it before the training function is called for the first time: a function that is compiled is not looked at
+    again. Call ``step`` at the end of each training step, and ``evaluation`` after each evaluation::
 
         with bnwatch.keras.watch(model, "runs/a") as watch:
             for x, y in batches:
                 loss, accuracy = train_step(x, y)
                 watch.step(accuracy=accuracy, loss=loss, examples=len(x), batch=(x, y))
             watch.evaluation(accuracy=evaluate(), examples=10000)
+
+    A pure loop on JAX keeps the variables of the model itself. The statistics travel in
+    ``model.non_trainable_variables``, so enter the watch, with a built model, before the variables are collected, and
+    give ``step`` the state that comes out::
+
+        with bnwatch.keras.watch(model, "runs/a") as watch:
+            trainable = [v.value for v in model.trainable_variables]
+            non_trainable = [v.value for v in model.non_trainable_variables]
+            state = trainable, non_trainable, [v.value for v in optimizer.variables]
+            for x, y in batches:
+                loss, state = train_step(state, x, y)
+                watch.step(loss=loss, examples=len(x), batch=(x, y), state=state)
 
     A call site is the k-th training-mode call of a layer within one step. Calls in different functions, or in the same
     function called with another signature, are told apart; a compiled function that is called twice within one step

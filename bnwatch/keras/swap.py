@@ -86,4 +86,5 @@ def _call(backend: Backend, watched: Watched, choose: Choose, calls: list[Call])
 
 def forward(model: Any, inputs: Any) -> Any:
     """Return the model's outputs in inference mode."""
-    return model(inputs, training=False) if getattr(model, "_call_has_training_arg", True) else model(inputs)
+    takes = getattr(model, "_call_has_training_arg", getattr(model, "_expects_training_arg", True))
+    return model(inputs, training=False) if takes else model(inputs)

@@ -124,12 +124,12 @@ def _where(guilty: SiteCost | None) -> str:
 
 def _ranking(found: Attribution) -> Table:
     return Table(
-        ("batch statistics at one place alone", "points won back", "95% interval", "points lost by the reverse"),
+        ("accuracy points at", "batch statistics there win back", "95% interval", "running statistics there lose"),
         tuple(
             (
                 cost.subject,
                 round(100 * cost.recovered.gained, 1),
-                "{:.1f} to {:.1f}".format(*(100 * end for end in cost.recovered.interval)),
+                " to ".join(f"{round(100 * end, 1) + 0.0:.1f}" for end in cost.recovered.interval),
                 round(100 * cost.lost.gained, 1),
             )
             for cost in found.costs[:LONGEST]

@@ -68,6 +68,17 @@ def attributes(model):
     return found
 
 
+def hooks(model):
+    """Return the names of what the watch has hung on a model and its layers."""
+    return {
+        name
+        for layer in model._flatten_layers()
+        for name, value in layer.__dict__.items()
+        for part in (value if isinstance(value, list) else [value])
+        if str(getattr(part, "__module__", "")).startswith("bnwatch")
+    }
+
+
 class Batches(PyDataset):
     """Batches by their number, which neither Keras nor the watch could draw from a generator twice."""
 

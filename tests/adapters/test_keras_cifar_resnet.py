@@ -1,7 +1,7 @@
-import keras
 import pytest
 
 from bnwatch.examples import data, keras_cifar_resnet
+from tests.adapters.library import keras
 
 
 def options(*arguments):

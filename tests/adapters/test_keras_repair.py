@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from bnwatch.evidence import ExperimentNotPossibleError
 from bnwatch.keras import attribute, crosscheck, localise, recalibrate
-from tests.adapters.keras_models import CLASSES, compiled, convolutional, data, layers, make, state
+from tests.adapters.keras_models import CLASSES, compiled, convolutional, data, make, state
+from tests.adapters.library import keras, layers, to_numpy
 
 
 def deep(*, momentum=0.9):
@@ -41,7 +41,7 @@ def statistics(trained):
 def test_attribution_names_the_layer_that_was_damaged(trained, damaged):
     model, x, y = trained
     layer = model.get_layer(damaged)
-    mean, var = (keras.ops.convert_to_numpy(v) for v in (layer.moving_mean, layer.moving_variance))
+    mean, var = (to_numpy(v) for v in (layer.moving_mean, layer.moving_variance))
     layer.moving_mean.assign(mean + 3 * np.sqrt(var))
     layer.moving_variance.assign(var * 25)
     before = state(model)
@@ -62,10 +62,10 @@ def test_recalibration_restores_a_cold_start(exact):
     model.fit(x, y, batch_size=32, epochs=6, verbose=0)
     cold = crosscheck(model, train=(x, y)).training
     assert cold["batch"].accuracy - cold["running"].accuracy > 0.2
-    trainable = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    trainable = [to_numpy(v) for v in model.trainable_variables]
     done = recalibrate(model, (x, y), exact=exact)
     for before, now in zip(trainable, model.trainable_variables, strict=True):
-        assert (keras.ops.convert_to_numpy(now) == before).all()
+        assert (to_numpy(now) == before).all()
     reached = model.evaluate(x, y, verbose=0)[1]
     assert reached > cold["batch"].accuracy - 0.01
     assert reached == pytest.approx(cold["population"].accuracy, abs=0.02 if exact else 1e-6)

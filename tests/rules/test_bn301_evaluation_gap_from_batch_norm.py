@@ -32,6 +32,15 @@ def shared():
     return testing.signals(*testing.train(testing.layer(), *draws, steps=16), EvaluationRecord(16, 0, 0.5))
 
 
+def attributed(*, cost=0.125, step=2, **recovered):
+    """The cells of the founding program, and what each layer wins back of its cost, in points."""
+    won = {name.replace("__", "#"): points / 100 for name, points in recovered.items()}
+    return testing.signals(
+        testing.cells(step, evaluation={"batch": 0.98, "running": 0.98 - cost, "population": 0.98}),
+        testing.attribution(2, cost=cost, recovered=won),
+    )
+
+
 FIRES = {
     "the founding program": lambda: testing.signals(
         testing.cells(
@@ -42,6 +51,8 @@ FIRES = {
     ),
     "above_cost": lambda: measured(0.9, 0.8899),
     "below_alpha": lambda: paired(10),
+    "above_most": lambda: attributed(bn2=6.3, bn1=1.0),
+    "below_most": lambda: attributed(bn2=6.2, bn1=6.2),
     "training data alone": lambda: measured(0.9, 0.5, split="training"),
 }
 QUIET = {
@@ -121,3 +132,53 @@ def test_pairing_counts_not_the_accuracies_alone():
     cells.evaluation["batch"] = dataclasses.replace(batch, predicted=other)
     assert cells.evaluation["batch"].accuracy - cells.evaluation["running"].accuracy == pytest.approx(0.02)
     assert cases.look(RULE, testing.signals(cells)) == ([], [])
+
+
+def test_above_most_of_the_loss_a_layer_is_named_and_below_it_none_is():
+    ((above,), skipped) = cases.look(RULE, FIRES["above_most"]())
+    ((below,), _) = cases.look(RULE, FIRES["below_most"]())
+    assert skipped == []
+    assert above.message.startswith("running statistics cost 12.5 points of evaluation accuracy, most of it at `bn2`: ")
+    assert (
+        "batch statistics at `bn2` alone, running statistics everywhere else, win back 6.3 of 12.5" in above.notes[-1]
+    )
+    assert "most of it" not in below.message
+    assert (
+        below.notes[-1] == "no layer explains it alone: batch statistics at `bn2` win back the most, 6.2 of 12.5 points"
+    )
+
+
+def test_a_call_site_is_named_where_it_explains_as_much():
+    ((finding,), _) = cases.look(RULE, attributed(bn__1=12.5, bn=12.0, other=1.0))
+    assert "most of it at `bn#1`" in finding.message
+
+
+def test_the_ranking_is_short_and_says_how_sure_it_is():
+    ((finding,), _) = cases.look(RULE, attributed(**{f"bn{n}": 10.0 - n for n in range(8)}))
+    (ranking,) = finding.further
+    assert ranking.columns[:3] == ("accuracy points at", "batch statistics there win back", "95% interval")
+    assert [row[:2] for row in ranking.rows] == [(f"bn{n}", 10.0 - n) for n in range(5)]
+    assert ranking.rows[0][2] == "8.1 to 11.9"  # 100 of 1,000 examples, all of them one way
+
+
+def test_layers_there_was_no_time_for_are_named():
+    cells = testing.cells(2, evaluation={"batch": 0.98, "running": 0.85})
+    few = testing.attribution(2, cost=0.13, recovered={"a": 0.01}, unmeasured=("b", "c#0"))
+    ((finding,), _) = cases.look(RULE, testing.signals(cells, few))
+    assert finding.notes[-1] == "2 of 3 layers and call sites were not measured for lack of time: `b`, `c#0`"
+    many = testing.attribution(2, cost=0.13, recovered={"a": 0.01}, unmeasured=tuple("bcdefgh"))
+    ((finding,), _) = cases.look(RULE, testing.signals(cells, many))
+    assert finding.notes[-1].endswith("for lack of time: `b`, `c`, `d`, `e`, `f` and others")
+
+
+def test_cells_that_show_a_cost_ask_for_its_attribution():
+    findings, skipped = cases.look(RULE, measured(0.9, 0.5))
+    assert findings[0].further == ()
+    assert [s.needs for s in skipped] == ["attribution"]
+    assert cases.look(RULE, measured(0.9, 0.9)) == ([], [])
+
+
+def test_the_attribution_of_other_cells_does_not_count():
+    findings, skipped = cases.look(RULE, attributed(bn2=12.0, step=3))
+    assert findings[0].further == ()
+    assert [s.needs for s in skipped] == ["attribution"]

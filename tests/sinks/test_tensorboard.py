@@ -21,7 +21,7 @@ from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
 from bnwatch import Watch, render
-from bnwatch.diagnosis import Report, Skipped
+from bnwatch.diagnosis import Report, Skipped, Table
 from bnwatch.records import CallSite
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
@@ -36,6 +36,7 @@ def record(directory, steps=range(1, 41), *, close=True, sites=2):
         sink.write(samples.table(step, sites=sites))
     sink.write(samples.evaluation(steps[-1]))
     sink.write(samples.cells(steps[-1]))
+    sink.write(samples.attribution(steps[-1]))
     sink.write(samples.look(steps[-1]))
     sink.write(samples.diagnosis(step=steps[-1], last_step=steps[-1]))
     sink.write(Skipped("BN302", "the number of classes is not known"))
@@ -109,6 +110,23 @@ def test_cells_come_back_with_their_paired_tests(tmp_path):
                 assert back.gain_over(row[other]) == cell.gain_over(cells[other])
 
 
+def test_an_attribution_comes_back_as_it_was(tmp_path):
+    record(tmp_path)
+    assert the_run(tmp_path).attributions == (samples.attribution(40),)
+
+
+def test_further_tables_come_back_and_are_nothing_in_an_older_record(tmp_path):
+    table = Table(("layer", "points"), (("bn", 1.5),))
+    found = samples.diagnosis(further=(table, table))
+    sink = TensorBoardSink(tmp_path)
+    sink.write(found)
+    (back,) = the_run(tmp_path).report.diagnoses
+    assert back.further == (table, table)
+    old = schema.stored_diagnosis_json(found)
+    del old["further"]
+    assert schema.parse_diagnosis(old) == dataclasses.replace(found, further=())
+
+
 def test_one_event_file_can_be_read_alone(tmp_path):
     sink = record(tmp_path)
     (path,) = sink.directory.iterdir()
@@ -152,7 +170,7 @@ def test_a_rule_that_looked_after_all_is_no_longer_skipped(tmp_path):
     assert the_run(tmp_path).report.skipped == ()
 
 
-@pytest.mark.parametrize("needs", [None, "cells", "look", "gradients"])
+@pytest.mark.parametrize("needs", [None, "cells", "attribution", "look", "gradients"])
 def test_what_a_skipped_rule_waits_for_is_read_back(tmp_path, needs):
     sink = TensorBoardSink(tmp_path)
     sink.write(samples.table(1))
@@ -408,6 +426,7 @@ def hostile_events():
         schema.ATTACHMENT: schema.attachment_json(samples.attachment()),
         schema.EVALUATION: schema.evaluation_json(samples.evaluation()),
         schema.CELLS: schema.cells_json(samples.cells()),
+        schema.ATTRIBUTION: schema.attribution_json(samples.attribution()),
         schema.LOOK: schema.look_json(samples.look()),
         schema.DIAGNOSIS + "BN101/x": schema.stored_diagnosis_json(samples.diagnosis()),
         schema.SKIPPED + "BN101": schema.skipped_json(Skipped("BN101", "why")),
@@ -452,6 +471,7 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_attachment,
         schema.parse_diagnosis,
         schema.parse_cells,
+        schema.parse_attribution,
         schema.parse_site,
     ):
         with pytest.raises(schema.SchemaError):

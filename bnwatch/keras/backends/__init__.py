@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bnwatch.keras.library import backend_name
+from bnwatch.keras.library import LEGACY, backend_name
 
 if TYPE_CHECKING:
     from bnwatch.keras.backends.base import Backend
@@ -21,5 +21,17 @@ def backend_of(model: Any) -> Backend:
         from bnwatch.keras.backends.tensorflow import TensorFlowBackend
 
         return TensorFlowBackend(model)
+    if name == "jax":
+        from bnwatch.keras.backends.jax import JaxBackend
+
+        return JaxBackend(model)
+    if name == "torch":
+        from bnwatch.keras.backends.torch import TorchBackend
+
+        return TorchBackend(model)
+    if name == LEGACY:
+        from bnwatch.keras.backends.legacy import LegacyBackend
+
+        return LegacyBackend(model)
     msg = f"bnwatch does not watch Keras on {name}; this training goes on unwatched"
     raise NotImplementedError(msg)

@@ -136,6 +136,11 @@ class Backend(ABC):
         """Return the array operations, under the names of ``keras.ops``."""
         return self.library.ops
 
+    @property
+    def speaks(self) -> bool:
+        """Return whether this process reports: of several that train the same model together, one does."""
+        return True
+
     # what cannot be watched
 
     def why_not(self) -> str | None:
@@ -149,6 +154,10 @@ class Backend(ABC):
         if not hasattr(layer, "_moments"):
             return f"{type(layer).__name__} of keras {self.library.__version__} does not show its batch statistics"
         return None
+
+    def concealed(self, layer: Any) -> dict[str, str]:  # noqa: ARG002 - Keras sees the layers of most backends
+        """Return by name what normalizes inside a layer where Keras does not see it, and why it cannot be watched."""
+        return {}
 
     # the tap
 
@@ -229,6 +238,21 @@ class Backend(ABC):
 
     # state
 
+    def hold(self, state: Any) -> None:
+        """Take the values of the model's variables where a hand-written loop keeps them itself; None lets go of them.
+
+        Args:
+            state: of ``trainable_variables`` and of ``non_trainable_variables``, in this order; more is not looked at.
+        """
+
+    @property
+    def unseen(self) -> str:
+        """Return what to do where a hand-written loop shows nothing in its first step."""
+        return (
+            "enter watch() before the training function is called for the first time, and call the model with "
+            "training=True"
+        )
+
     @abstractmethod
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
         """Return what variables of the model hold now, also in the middle of an epoch."""
@@ -271,6 +295,10 @@ class Backend(ABC):
             compute: returns the loss, a scalar, and a nest of tensors.
             weights: variables of the model; the gradient of one that the loss does not depend on is zero.
         """
+
+    def loss(self, inputs: Any, targets: Any, predicted: Any) -> Any:
+        """Return the loss of a batch, as the model computes it."""
+        return self.model.compute_loss(inputs, targets, predicted, None, training=False)
 
     def scaled(self, loss: Any) -> Any:
         """Return a loss as the optimizer scales it: a half-precision gradient that underflows would look like zero."""

@@ -59,7 +59,7 @@ def retracing_changes_training(model: Any) -> bool:
 
 def _traced(function: Any) -> bool:
     """Return whether a train function was traced; True also where that cannot be seen."""
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    cells = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
     counts = [cell.experimental_get_tracing_count() for cell in cells if isinstance(cell, _PolymorphicFunction)]
     return any(counts) or (not counts and function is not None)
 

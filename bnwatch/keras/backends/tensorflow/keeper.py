@@ -67,7 +67,7 @@ class TensorFlowKeeper:
         if convert is None:
             yield
             return
-        model.__dict__["_autoconvert_optionals"] = lambda step: convert(self._passing(step))
+        model.__dict__["_autoconvert_optionals"] = lambda step: convert(self.passing(step))
         try:
             yield
         finally:
@@ -92,7 +92,9 @@ class TensorFlowKeeper:
             if data is not None:
                 self.kept.add(data)
 
-    def _passing(self, step: Any) -> Any:
+    def passing(self, step: Any) -> Any:
+        """Return a step that offers its batch to this keeper."""
+
         def passing(data: Any) -> Any:
             with self._guard("keeping a batch"):
                 self._offer(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,11 +9,12 @@ from numpy.testing import assert_allclose
 
 from bnwatch.keras import loop
 from bnwatch.keras.loop import LoopWatch, watch
-from tests.adapters.keras_models import CLASSES, FakeWatch, data, layers
+from tests.adapters.keras_models import CLASSES, FakeWatch, data
+from tests.adapters.library import keras, layers, set_random_seed
 
 
 def net():
-    keras.utils.set_random_seed(2)
+    set_random_seed(2)
     shared = layers.BatchNormalization(momentum=0.9, name="shared")
     inputs = keras.Input((5,))
     x = shared(layers.Dense(5, activation="relu", name="a")(shared(inputs)))
