@@ -115,7 +115,7 @@ def test_inputs_of_another_scale_are_told_at_the_first_layer(build, draw, factor
 
 
 class Augmented(PyDataset):
-    """Each epoch other crops of padded images, mirrored, of other brightness and contrast."""
+    """Each epoch other crops of padded images, mirrored, darker than they are."""
 
     def __init__(self, x, y):
         super().__init__()
@@ -129,7 +129,7 @@ class Augmented(PyDataset):
         x = np.pad(self.x[rows], [(0, 0), (0, 0), (2, 2), (0, 0)])
         left = int(self.rng.integers(0, 5))
         x = x[:, :, left : left + BLOCK, :]
-        gain = self.rng.uniform(0.7, 1.3, (len(x), 1, 1, 1))
+        gain = self.rng.uniform(0.5, 1.0, (len(x), 1, 1, 1))
         noise = self.rng.normal(0.0, 0.05, x.shape)
         return (gain * x[:, :, :: int(self.rng.choice([-1, 1]))] + noise).astype("float32"), self.y[rows]
 
