@@ -261,8 +261,8 @@ def diagnosis_text(
         lead = "  " * depth + "consequence: "
         text = f"{_label(consequence)}: {consequence.message} ({_where(consequence)})"
         lines += _wrapped(lead, text, width, " " * len(lead))
-        for table in consequence.tables:
-            lines += [f"{' ' * len(lead)}{line}" for line in _table(table)]
+        tables = ("\n".join(f"{' ' * len(lead)}{line}" for line in _table(table)) for table in consequence.tables)
+        lines += "\n\n".join(tables).splitlines()
     if diagnosis.state == "allowed":
         lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
     more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"

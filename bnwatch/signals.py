@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+<<<<<<< HEAD
     from bnwatch.evidence import Attribution, Cells, Entering, Look
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
+=======
+    from bnwatch.evidence import Attribution, Cells, Look
+    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
+>>>>>>> main
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -179,6 +184,8 @@ class Signals:
 
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     attachment: Attachment | None = None
+    structure: Structure | None = None
+    """What is known before the first step; None where the framework does not tell."""
     tables: deque[SignalTable] = field(default_factory=lambda: deque(maxlen=HISTORY))
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))

@@ -26,6 +26,7 @@ from bnwatch.records import (
     LayerSpec,
     RunningStatistics,
     StepSnapshot,
+    Structure,
 )
 from bnwatch.signals import Signals, share
 from bnwatch.sinks.console import ConsoleSink, ProgressLine
@@ -239,6 +240,12 @@ class Watch:
         self._start()
         self.signals.attach(attachment)
         self._write(attachment)
+        self._judge()
+
+    def structured(self, structure: Structure) -> None:
+        """Say how the layers are connected and how long training is to be, right after `open`."""
+        self.signals.structure = structure
+        self._write(structure)
         self._judge()
 
     def due(self, step: int) -> bool:

@@ -48,6 +48,19 @@ REPORTS = {
             ),
         ),
     ),
+    "further_tables": samples.report(
+        diagnoses=(
+            samples.diagnosis(further=(Table(("points at", "won back"), (("bn#0", 1.25), ("bn#1", -0.5))),)),
+            samples.diagnosis(
+                "model",
+                "BN301",
+                message="evaluation is as bad",
+                further=(Table(("points at", "won back"), (("bn", 12.5),)),),
+                causes=("BN101 encoder/bn_2",),
+            ),
+        ),
+        skipped=(),
+    ),
     "long_names": samples.report(
         diagnoses=(samples.diagnosis("x" * 10_000), samples.diagnosis("a b " * 3000)), skipped=()
     ),
@@ -66,7 +79,7 @@ def test_text(name):
     golden(f"report_{name}.txt", render.report_text(REPORTS[name], width=100))
 
 
-@pytest.mark.parametrize("name", ["full", "calm", "chain", "hostile"])
+@pytest.mark.parametrize("name", ["full", "calm", "chain", "further_tables", "hostile"])
 def test_markdown(name):
     golden(f"report_{name}.md.txt", render.report_markdown(REPORTS[name]))
 

@@ -94,16 +94,8 @@ class ChainerLaboratory:
         return {layer.path: layer.spec() for layer in self._layers.watched}
 
     def running(self) -> Mapping[str, MeanAndVariance]:
-        """Return the running mean and variance of every link, copied to float64.
-
-        Raises:
-            ExperimentNotPossibleError: a link was not called yet, so that it has none.
-        """
-        layers = self._layers.watched
-        empty = [layer.path for layer in layers if layer.link.avg_mean is None]
-        if empty:
-            msg = f"{', '.join(empty)}: no running statistics before the first call"
-            raise ExperimentNotPossibleError(msg)
+        """Return the running mean and variance of every link that has some, copied to float64."""
+        layers = [layer for layer in self._layers.watched if layer.link.avg_mean is not None]
         host = to_host([array for layer in layers for array in (layer.link.avg_mean, layer.link.avg_var)])
         wide = [array.ravel().astype(np.float64) for array in host]
         return {layer.path: (wide[2 * n], wide[2 * n + 1]) for n, layer in enumerate(layers)}

@@ -218,6 +218,9 @@ def _suspects(lab: Laboratory, batches: Sequence[Examples]) -> list[_Suspect]:
     specs, running = lab.specs(), lab.running()
     sites: dict[str, dict[CallSite, float]] = {}
     for site, found in pooled.items():
+        if site.layer not in running:
+            msg = f"`{site.layer}` has no running statistics before its first call"
+            raise ExperimentNotPossibleError(msg)
         distance = _distance(found, running[site.layer], specs[site.layer].epsilon)
         sites.setdefault(site.layer, {})[site] = distance
     suspects = []

@@ -102,7 +102,10 @@ class Laboratory(Protocol):
         """Return every watched layer by its path."""
 
     def running(self) -> Mapping[str, MeanAndVariance]:
-        """Return the running mean and variance of every layer as the framework stores them, copied to float64."""
+        """Return the running mean and variance of every layer as the framework stores them, copied to float64.
+
+        A layer that has none before its first call is left out.
+        """
 
     def assign(self, statistics: Mapping[str, MeanAndVariance]) -> None:
         """Set the running mean and variance of these layers for good, in place, cast to the type they are stored in."""

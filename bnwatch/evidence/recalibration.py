@@ -120,6 +120,10 @@ def recalibrate(
     if not seen.pooled:
         msg = f"none of these layers is called on the batches: {', '.join(chosen)}"
         raise ValueError(msg)
+    for site in seen.pooled:
+        if site.layer not in before:
+            msg = f"`{site.layer}` has no running statistics before its first call"
+            raise ValueError(msg)
     for layer, sites in seen.shared.items():
         _check_sites(sites, specs[layer])
     estimated: dict[str, Moments] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,9 @@ COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
+
+NAMED = 3
+"""Layers that a message names; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
+<<<<<<< HEAD
 def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     """Return that the last evaluation is worse than the training beyond chance, None where it is not."""
     found = gap(signals.evaluations[-1]) if signals.evaluations else None
@@ -127,6 +131,21 @@ def cells_table(cells: Cells) -> Table:
             for split, row in cells.rows()
         ),
     )
+=======
+def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
+    """Yield why a rule that looks at how layers are connected cannot look, at some of them or at any."""
+    if signals.structure is None:
+        yield Skipped(rule_id, "how the layers are connected is not known")
+    elif signals.structure.hidden is not None:
+        yield Skipped(rule_id, signals.structure.hidden)
+
+
+def named(paths: Iterable[str]) -> str:
+    """Return the first few of some paths, each once, and how many more there are."""
+    first = list(dict.fromkeys(paths))
+    more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
+    return ", ".join(f"`{path}`" for path in first[:NAMED]) + more
+>>>>>>> main
 
 
 def rule(

@@ -142,7 +142,7 @@ def _attributed(found: Attribution | None, guilty: SiteCost | None) -> tuple[str
     if found is None or not found.costs:
         return ()
     first, total = found.costs[0], 100 * found.cost.gained
-    won = f"{100 * first.recovered.gained:.1f} of {total:.1f} points"
+    won = f"{100 * first.recovered.gained:.1f} of {total:.1f} points on {found.examples:,} examples"
     notes = [
         f"batch statistics at `{guilty.subject}` alone, running statistics everywhere else, win back {won}"
         if guilty is not None

@@ -187,13 +187,40 @@ def test_running_statistics_are_set_in_the_arrays_that_are_there() -> None:
     assert lab.specs()["bn2"].bessel_corrected
 
 
+class Lazy(chainer.Chain):
+    """Its statistics take their size from the first batch; one link is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.init_scope():
+            self.bn = L.BatchNormalization(axis=0)
+            self.unused = L.BatchNormalization(axis=0)
+            self.last = L.Linear(models.FEATURES, models.CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.bn(x))
+
+
 def test_a_link_that_was_never_called_has_no_statistics() -> None:
-    model = chainer.Sequential(L.Linear(models.FEATURES, 6), L.BatchNormalization(axis=0), L.Linear(6, models.CLASSES))
-    with pytest.raises(ExperimentNotPossibleError, match=r"\d: no running statistics before the first call"):
-        laboratory(model).running()
+    model = Lazy()
+    assert laboratory(model).running() == {}
     (seen,) = laboratory(model).inputs(batch_of(model), "batch")
-    assert seen.moments.mean.shape == (6,)
-    assert model[1].avg_mean is None
+    assert seen.moments.mean.shape == (models.FEATURES,)
+    assert model.bn.avg_mean is None
+    with pytest.raises(ExperimentNotPossibleError, match="`bn` has no running statistics before its first call"):
+        bnwatch.chainer.attribute(model, models.data())
+    with pytest.raises(ValueError, match="`bn` has no running statistics before its first call"):
+        bnwatch.chainer.recalibrate(model, batches())
+    assert model.bn.avg_mean is None
+
+
+def test_a_link_that_is_never_called_is_in_nobodys_way() -> None:
+    model = Lazy()
+    model(models.data()[0])
+    assert {cost.subject for cost in bnwatch.chainer.attribute(model, models.data()).costs} == {"bn"}
+    found = bnwatch.chainer.recalibrate(model, batches())
+    assert ([change.layer for change in found.layers], found.uncalled) == (["bn"], ("unused",))
+    np.testing.assert_allclose(model.bn.avg_mean, models.data()[0].mean(0), rtol=1e-4)
 
 
 # --- repair --------------------------------------------------------------------------------------------------------

@@ -143,9 +143,8 @@ def test_above_most_of_the_loss_a_layer_is_named_and_below_it_none_is():
         "batch statistics at `bn2` alone, running statistics everywhere else, win back 6.3 of 12.5" in above.notes[-1]
     )
     assert "most of it" not in below.message
-    assert (
-        below.notes[-1] == "no layer explains it alone: batch statistics at `bn2` win back the most, 6.2 of 12.5 points"
-    )
+    assert below.notes[-1].startswith("no layer explains it alone: batch statistics at `bn2` win back the most, 6.2 of")
+    assert below.notes[-1].endswith(" of 12.5 points on 1,000 examples")
 
 
 def test_a_call_site_is_named_where_it_explains_as_much():

@@ -14,8 +14,13 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
+<<<<<<< HEAD
 from bnwatch.evidence import Attribution, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord
+=======
+from bnwatch.evidence import Attribution, Look
+from bnwatch.records import Attachment, EvaluationRecord, Structure
+>>>>>>> main
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
+<<<<<<< HEAD
     Entity = (
         SignalTable
         | Attachment
@@ -41,6 +47,10 @@ if TYPE_CHECKING:
         | Skipped
         | Report
     )
+=======
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Look
+    Entity = Seen | Diagnosis | Skipped | Report
+>>>>>>> main
 
 T = TypeVar("T")
 
@@ -57,6 +67,7 @@ class RunRecord:
         directory: where its event files lie.
         report: the last state of every diagnosis, and what was watched.
         attachment: what the tap found when it was attached, last time; None when that was not recorded.
+        structure: what was known before the first step, last time; None when that was not recorded.
         specs: layers by path, from the attachment and from the tables.
         tables: the samples, by step.
         evaluations: the evaluations, by step.
@@ -70,6 +81,7 @@ class RunRecord:
     directory: Path
     report: Report
     attachment: Attachment | None = None
+    structure: Structure | None = None
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     tables: tuple[SignalTable, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
@@ -197,6 +209,7 @@ class _Decoder:
         self._layouts: dict[str, _Layout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
+            schema.STRUCTURE: schema.parse_structure,
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
             schema.ATTRIBUTION: schema.parse_attribution,
@@ -334,6 +347,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         directory=directory,
         report=report,
         attachment=attachment,
+        structure=run.structure,
         specs=specs,
         tables=tables,
         evaluations=evaluations,
@@ -363,6 +377,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.attachment: Attachment | None = None
+        self.structure: Structure | None = None
         self.report: Report | None = None
         self.skipped: dict[str, Skipped] = {}
         self._states: dict[str, tuple[int, Diagnosis]] = {}
@@ -377,6 +392,8 @@ class _Run:
     def take(self, entity: Entity) -> None:
         if isinstance(entity, Attachment):
             self.attachment = entity
+        elif isinstance(entity, Structure):
+            self.structure = entity
         elif isinstance(entity, Diagnosis):
             self._diagnosed(entity)
             self.skipped.pop(entity.rule, None)

@@ -6,7 +6,11 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
+<<<<<<< HEAD
 * ``bnwatch/attachment``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``: JSON
+=======
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``look``, ``report``: JSON
+>>>>>>> main
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
@@ -23,6 +27,7 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
+<<<<<<< HEAD
 from bnwatch.evidence import (
     Attribution,
     Difference,
@@ -35,6 +40,10 @@ from bnwatch.evidence import (
     Statistics,
 )
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
+=======
+from bnwatch.evidence import Attribution, Difference, LayerLook, Look, SiteCost, Split, Statistics
+from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
+>>>>>>> main
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ STATS = "bnwatch/stats/"
 SITES = "bnwatch/sites/"
 PROGRESS = "bnwatch/progress"
 ATTACHMENT = "bnwatch/attachment"
+STRUCTURE = "bnwatch/structure"
 EVALUATION = "bnwatch/evaluation"
 CELLS = "bnwatch/cells"
 ATTRIBUTION = "bnwatch/attribution"
@@ -125,6 +135,11 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
         "layers": [spec_json(spec) for spec in attachment.layers],
         "unsupported": dict(attachment.unsupported),
     }
+
+
+def structure_json(structure: Structure) -> dict[str, Any]:
+    """Return what is known before the first step as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(structure))}
 
 
 def spec_json(spec: LayerSpec) -> dict[str, Any]:
@@ -249,6 +264,10 @@ class Fields:
         """Return a number, also one of those that JSON writes as text."""
         return _number(self._data.get(name), f"{name} of {self._what}")
 
+    def maybe_integer(self, name: str) -> int | None:
+        """Return a whole number or None."""
+        return self.integer(name) if self.has(name) else None
+
     def maybe_number(self, name: str) -> float | None:
         """Return a number or None."""
         return self.number(name) if self.has(name) else None
@@ -370,6 +389,46 @@ def parse_attachment(data: object) -> Attachment:
         layers=tuple(parse_spec(layer) for layer in attachment.items("layers")),
         unsupported=unsupported,
         framework=attachment.text("framework"),
+    )
+
+
+def parse_structure(data: object) -> Structure:
+    """Return what was known before the first step."""
+    structure = Fields(data, "structure")
+    structure.version()
+    return Structure(
+        layers=tuple(_parse_usage(Fields(layer, "layer of structure")) for layer in structure.items("layers")),
+        hidden=structure.maybe_text("hidden"),
+        batch_size=structure.maybe_integer("batch_size"),
+        steps_per_epoch=structure.maybe_integer("steps_per_epoch"),
+        epochs=structure.maybe_integer("epochs"),
+    )
+
+
+def _parse_usage(layer: Fields) -> Usage:
+    return Usage(
+        path=layer.text("path"),
+        kind=layer.text("kind"),
+        decay=layer.number("decay"),
+        trainable=layer.flag("trainable"),
+        places=tuple(_parse_place(Fields(place, "place")) for place in layer.items("places")),
+    )
+
+
+def _parse_place(place: Fields) -> Place:
+    site = place.fields("site")
+    return Place(
+        site=CallSite(site.text("layer"), site.integer("index"), site.integer("replica")),
+        rank=place.maybe_integer("rank"),
+        axis=place.maybe_integer("axis"),
+        elements=place.maybe_integer("elements"),
+        producer=place.maybe_text("producer"),
+        kind=place.maybe_text("kind"),
+        layout=place.choice("layout", get_args(Layout)) if place.has("layout") else None,  # type: ignore[arg-type]
+        bias=place.flag("bias"),
+        dropout=place.maybe_text("dropout"),
+        rate=place.share("rate"),
+        output=place.flag("output"),
     )
 
 
