@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-<<<<<<< HEAD
     from bnwatch.evidence import Attribution, Cells, Entering, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
-=======
-    from bnwatch.evidence import Attribution, Cells, Look
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
->>>>>>> main
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]

@@ -1,14 +1,9 @@
 """Builders and fakes for those who write rules or taps.
 
-<<<<<<< HEAD
-`layer`, `call` and `snapshot` build records from plain numbers, `look`, `cells`, `attribution` and `entering` build the
-results of experiments, `signals` feeds any of them to the rules, `train` simulates the statistics of a training run,
-and `FakeLaboratory` is a small model with batch normalization, for experiments without a framework.
-=======
-`layer`, `call` and `snapshot` build records from plain numbers, `place` and `usage` what a graph says, `look`, `cells`
-and `attribution` the results of experiments, `signals` feeds any of them to the rules, `train` simulates the statistics
-of a training run, and `FakeLaboratory` is a small model with batch normalization, for experiments without a framework.
->>>>>>> main
+`layer`, `call` and `snapshot` build records from plain numbers, `place` and `usage` what a graph says, `look`, `cells`,
+`attribution` and `entering` the results of experiments, `signals` feeds any of them to the rules, `train` simulates the
+statistics of a training run, and `FakeLaboratory` is a small model with batch normalization, for experiments without a
+framework.
 """
 
 from __future__ import annotations
@@ -192,7 +187,6 @@ def attribution(
     return Attribution(step, 0, split, examples, 0.9 - cost, 0.9, total, tuple(costs), unmeasured)
 
 
-<<<<<<< HEAD
 def entering(step: int = 0, *sites: SiteShift, examples: int = 512, untold: str | None = None) -> Entering:
     """Return what enters each layer in evaluation against training."""
     return Entering(step, 0, examples, examples, sites, untold)
@@ -205,10 +199,9 @@ def site_shift(
     return SiteShift(layer, index, shift, ratio, p)
 
 
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells | Attribution | Entering) -> Signals:
-=======
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells | Attribution) -> Signals:
->>>>>>> main
+def signals(
+    *items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells | Attribution | Entering,
+) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
     for item in items:

@@ -104,7 +104,6 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
-<<<<<<< HEAD
 def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     """Return that the last evaluation is worse than the training beyond chance, None where it is not."""
     found = gap(signals.evaluations[-1]) if signals.evaluations else None
@@ -131,7 +130,8 @@ def cells_table(cells: Cells) -> Table:
             for split, row in cells.rows()
         ),
     )
-=======
+
+
 def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
     """Yield why a rule that looks at how layers are connected cannot look, at some of them or at any."""
     if signals.structure is None:
@@ -145,7 +145,6 @@ def named(paths: Iterable[str]) -> str:
     first = list(dict.fromkeys(paths))
     more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
     return ", ".join(f"`{path}`" for path in first[:NAMED]) + more
->>>>>>> main
 
 
 def rule(

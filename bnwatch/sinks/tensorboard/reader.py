@@ -14,13 +14,8 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-<<<<<<< HEAD
 from bnwatch.evidence import Attribution, Entering, Look
-from bnwatch.records import Attachment, EvaluationRecord
-=======
-from bnwatch.evidence import Attribution, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
->>>>>>> main
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
@@ -34,23 +29,8 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-<<<<<<< HEAD
-    Entity = (
-        SignalTable
-        | Attachment
-        | EvaluationRecord
-        | RecordedCells
-        | Attribution
-        | Entering
-        | Look
-        | Diagnosis
-        | Skipped
-        | Report
-    )
-=======
-    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Look
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Entering | Look
     Entity = Seen | Diagnosis | Skipped | Report
->>>>>>> main
 
 T = TypeVar("T")
 

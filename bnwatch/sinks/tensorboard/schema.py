@@ -6,11 +6,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-<<<<<<< HEAD
-* ``bnwatch/attachment``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``: JSON
-=======
-* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``look``, ``report``: JSON
->>>>>>> main
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``:
+  JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
@@ -27,7 +24,6 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-<<<<<<< HEAD
 from bnwatch.evidence import (
     Attribution,
     Difference,
@@ -39,11 +35,7 @@ from bnwatch.evidence import (
     Split,
     Statistics,
 )
-from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
-=======
-from bnwatch.evidence import Attribution, Difference, LayerLook, Look, SiteCost, Split, Statistics
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
->>>>>>> main
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
 if TYPE_CHECKING:

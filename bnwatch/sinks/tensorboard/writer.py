@@ -18,13 +18,8 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
-<<<<<<< HEAD
 from bnwatch.evidence import Attribution, Cells, Entering, Look
-from bnwatch.records import Attachment, EvaluationRecord
-=======
-from bnwatch.evidence import Attribution, Cells, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
->>>>>>> main
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile
@@ -148,11 +143,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-<<<<<<< HEAD
-        elif isinstance(item, (Attachment, Attribution, Entering, Look)):
-=======
-        elif isinstance(item, (Attachment, Structure, Attribution, Look)):
->>>>>>> main
+        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
