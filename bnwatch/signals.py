@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Look
+    from bnwatch.evidence import Attribution, Cells, Entering, Look
     from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
@@ -187,6 +187,8 @@ class Signals:
     cells: Cells | None = None
     attribution: Attribution | None = None
     """To which layers the cost that the cells show was attributed; its step is that of the cells."""
+    entering: Entering | None = None
+    """What enters each layer, evaluation against training examples, as last measured together with the cells."""
     refused: str | None = None
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)

@@ -15,6 +15,7 @@ from bnwatch.rules.bn203_never_updated_statistics import never_updated_statistic
 from bnwatch.rules.bn205_single_sample_batch import single_sample_batch
 from bnwatch.rules.bn301_evaluation_gap_from_batch_norm import evaluation_gap_from_batch_norm
 from bnwatch.rules.bn302_chance_level_accuracy import chance_level_accuracy
+from bnwatch.rules.bn304_evaluation_input_shift import evaluation_input_shift
 from bnwatch.rules.bn306_dead_bottleneck import dead_bottleneck
 from bnwatch.rules.bn401_non_finite_statistics import non_finite_statistics
 from bnwatch.rules.bn901_unused_allowance import unused_allowance
@@ -35,6 +36,7 @@ CATALOGUE = (
     single_sample_batch,
     evaluation_gap_from_batch_norm,
     chance_level_accuracy,
+    evaluation_input_shift,
     dead_bottleneck,
     non_finite_statistics,
     unused_allowance,

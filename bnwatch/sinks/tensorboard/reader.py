@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Attribution, Look
+from bnwatch.evidence import Attribution, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Look
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Entering | Look
     Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ class RunRecord:
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
         attributions: to which layers the cost of the running statistics was attributed, by step.
+        entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
         problems: what could not be read, one sentence each.
     """
@@ -66,6 +67,7 @@ class RunRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
     attributions: tuple[Attribution, ...] = ()
+    entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -191,6 +193,7 @@ class _Decoder:
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
             schema.ATTRIBUTION: schema.parse_attribution,
+            schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
             schema.REPORT: schema.parse_report,
         }
@@ -330,6 +333,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
+        entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
         problems=tuple(problem for file in files for problem in file.problems),
     )

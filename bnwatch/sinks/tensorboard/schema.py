@@ -6,7 +6,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``look``, ``report``: JSON
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``:
+  JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
@@ -23,7 +24,17 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-from bnwatch.evidence import Attribution, Difference, LayerLook, Look, SiteCost, Split, Statistics
+from bnwatch.evidence import (
+    Attribution,
+    Difference,
+    Entering,
+    LayerLook,
+    Look,
+    SiteCost,
+    SiteShift,
+    Split,
+    Statistics,
+)
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
@@ -41,6 +52,7 @@ STRUCTURE = "bnwatch/structure"
 EVALUATION = "bnwatch/evaluation"
 CELLS = "bnwatch/cells"
 ATTRIBUTION = "bnwatch/attribution"
+ENTERING = "bnwatch/entering"
 LOOK = "bnwatch/look"
 DIAGNOSIS = "bnwatch/diagnosis/"
 SKIPPED = "bnwatch/skipped/"
@@ -169,6 +181,11 @@ def cells_json(cells: Cells) -> dict[str, Any]:
 def attribution_json(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as JSON objects."""
     return {"schema": SCHEMA, **_finite(asdict(attribution))}
+
+
+def entering_json(entering: Entering) -> dict[str, Any]:
+    """Return what enters each layer as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(entering))}
 
 
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
@@ -519,6 +536,33 @@ def parse_attribution(data: object) -> Attribution:
 def _parse_difference(difference: Fields) -> Difference:
     interval = _pair(difference.items("interval"), "interval of a difference")
     return Difference(difference.number("gained"), interval, difference.number("p_value"))
+
+
+def parse_entering(data: object) -> Entering:
+    """Return what enters each layer."""
+    found = Fields(data, "entering")
+    found.version()
+    sites = []
+    for entry in found.items("sites"):
+        site = Fields(entry, "site of entering")
+        sites.append(
+            SiteShift(
+                layer=site.text("layer"),
+                index=site.integer("index") if site.has("index") else None,
+                mean_shift=site.number("mean_shift"),
+                std_ratio=site.number("std_ratio"),
+                p_value=site.maybe_number("p_value"),
+            )
+        )
+    return Entering(
+        step=found.integer("step"),
+        epoch=found.integer("epoch"),
+        training=found.integer("training"),
+        evaluation=found.integer("evaluation"),
+        sites=tuple(sites),
+        untold=found.maybe_text("untold"),
+        seconds=found.number("seconds"),
+    )
 
 
 def parse_skipped(data: object) -> Skipped:

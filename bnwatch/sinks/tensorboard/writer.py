@@ -18,7 +18,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
-from bnwatch.evidence import Attribution, Cells, Look
+from bnwatch.evidence import Attribution, Cells, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -44,6 +44,7 @@ _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attachment: (schema.ATTACHMENT, schema.attachment_json),
     Structure: (schema.STRUCTURE, schema.structure_json),
     Attribution: (schema.ATTRIBUTION, schema.attribution_json),
+    Entering: (schema.ENTERING, schema.entering_json),
     Look: (schema.LOOK, schema.look_json),
 }
 """Items that are JSON and nothing else."""
@@ -142,7 +143,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Structure, Attribution, Look)):
+        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
