@@ -145,6 +145,14 @@ def test_the_cells_against_inference_by_hand():
     assert state(model) == before
 
 
+def test_what_xla_compiles_keeps_no_batch_and_the_reason_is_told():
+    x, y = data(48, shape=SHAPE)
+    watch = quiet_watch(every=1)
+    one(norm(), jit_compile=True).fit(x, y, verbose=0, callbacks=[watch], validation_data=(x, y))
+    assert watch.watch.signals.faults == []
+    assert "batch could be kept: give probe=(x, y)" in next(d for d in watch.diagnoses if d.rule == "BN904").message
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "", "xla"])
 def test_a_loop_by_hand(wrap):
     x, y = data(48, shape=SHAPE)
