@@ -231,6 +231,15 @@ def test_a_random_stream_that_runs_already_is_left_alone():
     assert watch.report().steps == 2
 
 
+def test_several_replicas_are_refused_in_a_sentence(monkeypatch):
+    from bnwatch.keras.backends import backend_of
+
+    backend = backend_of(one(norm()))
+    assert backend.why_not() is None
+    monkeypatch.setattr(type(tf.distribute.get_strategy()), "num_replicas_in_sync", 2)
+    assert "several replicas; this training goes on unwatched" in backend.why_not()
+
+
 def test_experiments_move_no_seed():
     class Noise(layers.Layer):
         def __init__(self):
