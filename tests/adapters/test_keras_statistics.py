@@ -195,11 +195,11 @@ def test_masked_elements_do_not_count():
 def test_layers_that_cannot_be_watched_are_named_with_the_reason():
     class MyBatchNorm(layers.Layer):
         def call(self, x):
-            return x - keras.ops.mean(x, axis=0)
+            return x - x[:1]
 
     model = compiled(keras.Sequential([keras.Input((5,)), MyBatchNorm(name="r"), layers.Dense(CLASSES)]))
     x, y = data(32, shape=(5,))
     callback, watch = faked(experiments=False)
     model.fit(x, y, verbose=0, callbacks=[callback])
     assert watch.opened[0].layers == ()
-    assert "is no keras.layers.BatchNormalization" in watch.opened[0].unsupported["r"]
+    assert f"is no {keras.__name__}.layers.BatchNormalization" in watch.opened[0].unsupported["r"]
