@@ -80,7 +80,7 @@ class TensorFlowKeeper:
             if data is not None:
                 self.kept.add(data)
 
-    def passing(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def passing(self, step: Callable[[Any], Any]) -> Any:
         """Return a step on a batch that has the batch stored first where it is asked for."""
 
         def passing(data: Any) -> Any:
@@ -88,8 +88,7 @@ class TensorFlowKeeper:
                 self._offer(data)
             return step(data)
 
-        unconverted: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(passing)
-        return unconverted
+        return tf.autograph.experimental.do_not_convert(passing)
 
     def _offer(self, data: Any) -> None:
         """Store a batch; called for each replica, or once for all of them."""
