@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from bnwatch.keras.backends.base import Backend
+from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
 from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
 from bnwatch.keras.backends.tensorflow.quiet import Quiet
-from bnwatch.keras.backends.tensorflow.slots import Slots, elements_per_channel, raw
+from bnwatch.keras.backends.tensorflow.replicas import Replicas
+from bnwatch.keras.backends.tensorflow.slots import Slots, copies, elements_per_channel, raw
 from bnwatch.keras.keep import mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,23 +32,22 @@ class TensorFlowBackend(Backend):
         """Bind to a model; nothing is touched."""
         super().__init__(model)
         self._graphs: list[Any] = []
+        self._replicas = Replicas(model.distribute_strategy)
 
     def why_not(self) -> str | None:
         """Return in a sentence why training of this model cannot be watched; None when it can."""
-        if self.model.distribute_strategy.num_replicas_in_sync > 1:
-            return "bnwatch does not watch training on several replicas yet; this training goes on unwatched"
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.MirroredStrategy):
+            return f"bnwatch does not watch training under {type(strategy).__name__}; this training goes on unwatched"
         if retracing_changes_training(self.model):
-            return (
-                "`trainable` was set on a layer after compile(), and watching would make it count already: "
-                "call compile() again; this training goes on unwatched"
-            )
+            return TOGGLED
         return None
 
     # the tap
 
     def storage(self, guard: Guard) -> Storage:  # noqa: ARG002 - nothing here runs unguarded
         """Return an empty storage."""
-        return Slots()
+        return Slots(self._replicas)
 
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
         """Return over how many elements a channel's statistics are taken; masked elements do not count."""
@@ -72,13 +72,27 @@ class TensorFlowBackend(Backend):
 
     def keeper(self, guard: Guard) -> Keeper:
         """Return a keeper that has nothing."""
-        return TensorFlowKeeper(guard)
+        return TensorFlowKeeper(guard, self._replicas)
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Return the running means of the metrics; none where reading them would wait for other workers."""
+        return {} if self._replicas.workers > 1 else super().metrics()
+
+    def examples_behind(self) -> int:
+        """Return over how many examples the loss was averaged since the metrics were reset; 0 when unknown."""
+        count = getattr(getattr(self.model, "_loss_tracker", None), "count", None)
+        return 0 if count is None else self._replicas.workers * int(sum(copy.numpy() for copy in copies(count)))
 
     # state
 
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
-        """Return what variables hold now."""
-        return [raw(variable).numpy() for variable in variables]
+        """Return what variables hold now, on the first replica."""
+        return [copies(variable)[0].numpy() for variable in variables]
+
+    def assign(self, variable: Any, value: NDArray[Any]) -> None:
+        """Give a variable of the model another value, on every replica."""
+        for copy in copies(variable):
+            copy.assign(value)
 
     # experiments
 

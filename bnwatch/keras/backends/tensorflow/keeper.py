@@ -7,7 +7,6 @@ stored: a flag on the host decides, and on the steps between nothing is copied.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -16,9 +15,10 @@ from bnwatch.keras.backends.tensorflow.slots import outside_of_functions
 from bnwatch.keras.keep import Kept, leaves, mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from bnwatch.keras.backends.base import Guard
+    from bnwatch.keras.backends.tensorflow.replicas import Replicas
 
 
 class _Store:
@@ -50,28 +50,16 @@ class _Store:
 class TensorFlowKeeper:
     """Stores the batch of a step where the host asks for it before that step."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, replicas: Replicas) -> None:
         """Ask for nothing yet."""
         self.kept = Kept()
         self._guard = guard
         self._wanted = False
-        self._eager: Any = None
-        self._stores: dict[str, _Store] = {}
+        self._replicas = replicas
+        self._eager: dict[int, Any] = {}
+        self._stores: dict[tuple[str, int], _Store] = {}
         with tf.device("CPU:0"):
             self._flag = tf.Variable(False, trainable=False, name="bnwatch_keep")
-
-    @contextmanager
-    def installed(self, model: Any) -> Iterator[None]:
-        """Return a context in which functions that the model makes pass their batches by this keeper."""
-        convert = getattr(model, "_autoconvert_optionals", None)
-        if convert is None:
-            yield
-            return
-        model.__dict__["_autoconvert_optionals"] = lambda step: convert(self.passing(step))
-        try:
-            yield
-        finally:
-            del model.__dict__["_autoconvert_optionals"]
 
     def want(self, *, wanted: bool) -> None:
         """Ask for the batch of the next step, or no longer."""
@@ -86,33 +74,42 @@ class TensorFlowKeeper:
 
     def collect(self) -> None:
         """Take the batch that was asked for."""
-        found = [self._eager, *(store.take() for store in self._stores.values())]
-        self._eager = None
+        found = [*self._eager.values(), *(store.take() for store in self._stores.values())]
+        self._eager.clear()
         for data in found:
             if data is not None:
                 self.kept.add(data)
 
-    def passing(self, step: Any) -> Any:
-        """Return a step that offers its batch to this keeper."""
+    def passing(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return a step on a batch that has the batch stored first where it is asked for."""
 
         def passing(data: Any) -> Any:
             with self._guard("keeping a batch"):
                 self._offer(data)
             return step(data)
 
-        return passing
+        unconverted: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(passing)
+        return unconverted
 
     def _offer(self, data: Any) -> None:
+        """Store a batch; called for each replica, or once for all of them."""
+        for replica, part in self._replicas.parts(data).items():
+            self._offer_part(part, replica)
+
+    def _offer_part(self, data: Any, replica: int) -> None:
+        # Keras turns what a generator gives as None into an empty Optional
+        data = mapped(lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data)
         if not all(isinstance(leaf, tf.Tensor) for leaf in leaves(data)):
             return
         if tf.executing_eagerly():
-            self._eager = data if self._wanted else None
+            if self._wanted:
+                self._eager[replica] = data
             return
-        store = self._store(data)
+        store = self._store(data, replica)
         tf.cond(self._flag, lambda: store.assign(data), lambda: tf.constant(False))
 
-    def _store(self, data: Any) -> _Store:
-        like = str(mapped(lambda leaf: leaf.dtype.name, data))
+    def _store(self, data: Any, replica: int) -> _Store:
+        like = (str(mapped(lambda leaf: leaf.dtype.name, data)), replica)
         if like not in self._stores:
             self._stores[like] = _Store(data)
         return self._stores[like]

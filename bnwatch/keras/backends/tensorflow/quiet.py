@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from bnwatch.keras.backends.base import refused
-from bnwatch.keras.backends.tensorflow.slots import raw
+from bnwatch.keras.backends.tensorflow.slots import copies
 from bnwatch.keras.keep import mapped
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Quiet:
 
     def _reached(self, graph: Any) -> list[Any]:
         reached = {id(outside) for outside, _ in graph.captures}
-        state = [raw(v) for v in self._variables() if id(v) not in self._known]
+        state = [copy for v in self._variables() if id(v) not in self._known for copy in copies(v)]
         return [variable for variable in state if id(variable.handle) in reached]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import tensorflow as tf
@@ -11,19 +12,23 @@ import tensorflow as tf
 from bnwatch.keras.backends.base import Reading, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping
 
+    from bnwatch.keras.backends.tensorflow.replicas import Replicas
     from bnwatch.keras.layers import Watched
 
 
 T = TypeVar("T")
+
+WORDS = 2
+"""Numbers of 32 bits that a count takes."""
 
 
 def outside_of_functions(create: Callable[[], T]) -> T:
     """Return what ``create`` returns, run outside of any function that TensorFlow is tracing.
 
     Variables made under ``tf.init_scope`` still pass the creators of the function being traced, and make TensorFlow
-    trace it once more. Another thread stands in no scope at all.
+    trace it once more. Another thread stands in no scope at all, nor in that of a distribution strategy.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(create).result()
@@ -34,29 +39,29 @@ def raw(variable: Any) -> Any:
     return variable if isinstance(variable, tf.Variable) else variable.value
 
 
-class Slot:
-    """The last batch statistics of one call site, in variables that no Keras object tracks."""
+def copies(variable: Any) -> tuple[Any, ...]:
+    """Return the TensorFlow variables behind a variable: one for each replica that this process runs."""
+    found = raw(variable)
+    return tuple(getattr(found, "values", None) or (found,))
 
-    def __init__(self, watched: Watched, channels: int) -> None:
-        """Create the variables outside of any function that is being traced."""
-        self.watched = watched
-        self.moments, self.elements, self.calls = outside_of_functions(
-            lambda: (
-                tf.Variable(tf.zeros((2, channels)), trainable=False, name="bnwatch_moments"),
-                tf.Variable(tf.zeros((), tf.int64), trainable=False, name="bnwatch_elements"),
-                tf.Variable(tf.zeros((), tf.int64), trainable=False, name="bnwatch_calls"),
-            )
-        )
+
+class Slot:
+    """The last batch statistics of one call site on one replica, in a variable that no Keras object tracks."""
+
+    def __init__(self, watched: Watched, replica: int, variable: Any) -> None:
+        """Take a variable that holds mean, variance and the bits of the count."""
+        self.watched, self.replica, self.variable = watched, replica, variable
+        self.counters: list[Any] = []
+        self.eager_calls = 0
 
     def assign(self, mean: Any, var: Any, count: Any) -> None:
-        """Store the statistics of a call and count it; runs eagerly or becomes part of the function being traced.
+        """Store the statistics of a call; runs eagerly or becomes part of the function being traced.
 
         Every step pays for each operation here, so there are few: no gradient passes an assignment, and a count that
-        is known when the function is traced is a constant.
+        is known when the function is traced is a constant. A count has no place in a float32 beyond 2^24, its bits do.
         """
-        self.moments.assign(tf.reshape(tf.cast(tf.stack([mean, var]), tf.float32), self.moments.shape))
-        self.elements.assign(tf.cast(count, tf.int64))
-        self.calls.assign_add(1)
+        parts = [tf.reshape(tf.cast(part, tf.float32), (-1,)) for part in (mean, var)]
+        self.variable.assign(tf.concat([*parts, tf.bitcast(tf.cast(count, tf.int64), tf.float32)], 0))
 
 
 def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
@@ -74,23 +79,50 @@ class Slots:
 
     outgrown = False
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: Replicas) -> None:
         """Begin with none."""
-        self._slots: dict[Hashable, Slot] = {}
+        self._replicas = replicas
+        self._slots: dict[tuple[Hashable, int], Slot] = {}
+        self._counters: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
         self._reader: _Reader | None = None
 
     def put(self, key: Hashable, watched: Watched, mean: Any, var: Any, count: Callable[[], Any]) -> None:
         """Store the statistics of a call and count it."""
-        slot = self._slots.get(key)
+        replica = self._replicas.here()
+        slot = self._slots.get((key, replica))
         if slot is None:
-            slot = self._slots[key] = Slot(watched, int(watched.layer.moving_mean.shape[0]))
+            size = 2 * int(watched.layer.moving_mean.shape[0]) + WORDS
+            slot = self._slots[key, replica] = Slot(watched, replica, self._variable(lambda: tf.zeros(size), replica))
             self._reader = None
         slot.assign(mean, var, count())
+        self._count(slot)
+
+    def _count(self, slot: Slot) -> None:
+        """Count a call: whatever is called in one graph is called together, so one counter does for all of it."""
+        if tf.executing_eagerly():
+            slot.eager_calls += 1
+            return
+        counters = self._counters.setdefault(tf.compat.v1.get_default_graph(), {})
+        if slot.replica not in counters:
+            counters[slot.replica] = self._variable(lambda: tf.zeros((), tf.int64), slot.replica)
+            counters[slot.replica].assign_add(1)
+        if not any(counter is counters[slot.replica] for counter in slot.counters):
+            slot.counters.append(counters[slot.replica])
+            self._reader = None
+
+    def _variable(self, initial: Callable[[], Any], replica: int) -> Any:
+        device = self._replicas.device(replica)
+
+        def create() -> Any:
+            with tf.device(device):
+                return tf.Variable(initial(), trainable=False, name="bnwatch")
+
+        return outside_of_functions(create)
 
     def read(self) -> Reading:
         """Return what is stored now."""
         if self._reader is None:
-            self._reader = _Reader(tuple(self._slots.items()))
+            self._reader = _Reader(self._slots, self._replicas)
         return self._reader.read()
 
     @property
@@ -108,28 +140,45 @@ class Slots:
 class _Reader:
     """Reads all slots and running statistics with one transfer to the host."""
 
-    def __init__(self, slots: Sequence[tuple[Hashable, Slot]]) -> None:
-        self._slots = slots
-        self._layers = list({id(slot.watched): slot.watched for _, slot in slots}.values())
+    def __init__(self, slots: Mapping[tuple[Hashable, int], Slot], replicas: Replicas) -> None:
+        # one replica after the other, each in the order of its forward pass
+        self._slots = sorted(((key, slot) for (key, _), slot in slots.items()), key=lambda item: item[1].replica)
+        self._replicas = replicas
+        self._running = list({(id(slot.watched), slot.replica): slot.watched for _, slot in self._slots}.items())
+        self._counters = list({id(counter): counter for _, slot in self._slots for counter in slot.counters}.values())
         self._gather = tf.function(self._concatenated)
 
     def read(self) -> Reading:
-        flat, counts = (part.numpy() for part in self._gather())
-        sizes = [2 * int(slot.moments.shape[1]) for _, slot in self._slots]
-        sizes += [2 * int(watched.layer.moving_mean.shape[0]) for watched in self._layers]
-        parts = [part.reshape(2, -1) for part in np.split(flat, np.cumsum(sizes)[:-1])]
-        rows = zip(self._slots, parts, counts.reshape(-1, 2), strict=False)
+        sizes = [slot.variable.shape[0] for _, slot in self._slots]
+        sizes += [2 * int(watched.layer.moving_mean.shape[0]) for _, watched in self._running]
+        *parts, counted = np.split(self._gather().numpy(), np.cumsum(sizes))
+        calls = dict(zip(map(id, self._counters), counted.view(np.int64).tolist(), strict=True))
+        rows = [part.reshape(2, -1) for part in parts[len(self._slots) :]]
+        running = {place: (mean, var) for (place, _), (mean, var) in zip(self._running, rows, strict=True)}
         stored = tuple(
-            Stored(key, slot.watched, mean, var, int(elements), int(calls))
-            for (key, slot), (mean, var), (elements, calls) in rows
+            Stored(
+                key,
+                slot.watched,
+                mean=part[: len(part) // 2 - 1],
+                var=part[len(part) // 2 - 1 : -WORDS],
+                count=int(part[-WORDS:].view(np.int64)[0]),
+                calls=slot.eager_calls + sum(calls[id(counter)] for counter in slot.counters),
+                replica=slot.replica,
+                running=running[id(slot.watched), slot.replica],
+            )
+            for (key, slot), part in zip(self._slots, parts, strict=False)
         )
-        running = zip(self._layers, parts[len(self._slots) :], strict=True)
-        return Reading(stored, {id(watched): (mean, var) for watched, (mean, var) in running})
+        first = {watched: statistics for (watched, replica), statistics in running.items() if not replica}
+        return Reading(self._replicas.counted_together(stored), first)
 
-    def _concatenated(self) -> tuple[Any, Any]:
-        values = [slot.moments for _, slot in self._slots]
-        for watched in self._layers:
-            values += [raw(watched.layer.moving_mean), raw(watched.layer.moving_variance)]
-        flat = [tf.reshape(tf.cast(value, tf.float32), (-1,)) for value in values]
-        counters = [counter.read_value() for _, slot in self._slots for counter in (slot.elements, slot.calls)]
-        return tf.concat(flat, 0), tf.stack(counters)
+    def _concatenated(self) -> Any:
+        values = [slot.variable for _, slot in self._slots]
+        for (_, replica), watched in self._running:
+            values += [_copy(watched.layer.moving_mean, replica), _copy(watched.layer.moving_variance, replica)]
+        values += [tf.bitcast(counter, tf.float32) for counter in self._counters]
+        return tf.concat([tf.cast(value, tf.float32) for value in values], 0)
+
+
+def _copy(variable: Any, replica: int) -> Any:
+    found = copies(variable)
+    return found[min(replica, len(found) - 1)]
