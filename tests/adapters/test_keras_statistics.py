@@ -99,9 +99,10 @@ def test_a_second_fit_goes_on_counting():
     assert [s.calls[0].running.updates for s in watch.snapshots] == [1, 2, 3, 4]
 
 
-def test_steps_per_execution_counts_every_step():
+@pytest.mark.parametrize("arguments", modes("two_steps"))
+def test_steps_per_execution_counts_every_step(arguments):
     x, y = data(160)
-    model = make(steps_per_execution=2)
+    model = make(**arguments)
     callback, watch = faked(experiments=False)
     model.fit(x, y, batch_size=32, epochs=2, verbose=0, callbacks=[callback])
     assert [s.step for s in watch.snapshots] == [2, 4, 5, 7, 9, 10]

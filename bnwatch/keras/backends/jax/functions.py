@@ -61,8 +61,11 @@ class JaxKeeper:
 
 
 def _own(leaf: Any) -> Any:
-    """Return an array that nobody writes to: a generator may fill the same one with its next batch."""
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    """Return an array that nobody writes to.
+
+    A generator may fill the same one with its next batch, and JAX does not copy what it puts on a CPU.
+    """
+    return leaf.copy()
 
 
 class _Draws:

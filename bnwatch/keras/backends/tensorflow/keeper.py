@@ -80,15 +80,14 @@ class TensorFlowKeeper:
             if data is not None:
                 self.kept.add(data)
 
-    def passing(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def passing(self, step: Callable[[Any], Any]) -> Any:
         """Return a step on a batch that has the batch stored first where it is asked for."""
 
         def passing(data: Any) -> Any:
             self.offer(data)
             return step(data)
 
-        unconverted: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(passing)
-        return unconverted
+        return tf.autograph.experimental.do_not_convert(passing)
 
     def offer(self, data: Any) -> None:
         """Store a batch where it is asked for; called for each replica, or once for all of them."""
