@@ -90,7 +90,7 @@ def test_synchronized_layers_show_the_statistics_of_all():
         batch = x[SIZE * number :][:SIZE]
         for name in ("shared#0", "shared#0@1"):
             call = of(snapshot, name)
-            # E[x^2] - E[x]^2 in float32
+            # float32 loses digits where it subtracts the square of the mean
             assert_allclose(call.batch.mean, batch.mean(0), rtol=1e-4, atol=1e-5)
             assert_allclose(call.batch.var, batch.var(0), rtol=1e-4)
             assert call.batch.count == SIZE
