@@ -244,6 +244,12 @@ class Signals:
         right = round(table.accuracy * table.examples)
         return moments.binomial_survival(right, table.examples, chance) < LEARNING_ALPHA
 
+    @property
+    def adapter(self) -> str | None:
+        """Return the module whose repairs fit this model, ``bnwatch.keras`` or ``bnwatch.chainer``; None by hand."""
+        name = self.attachment.framework.partition(" ")[0] if self.attachment is not None else ""
+        return f"bnwatch.{name}" if name in {"keras", "chainer"} else None
+
     def attach(self, attachment: Attachment) -> None:
         """Learn which layers are watched."""
         self.attachment = attachment

@@ -55,9 +55,11 @@ class KerasLaboratory:
 
     def examples(self, split: Split, limit: int) -> Sequence[Examples]:
         """Return whole batches of at most ``limit`` examples, one at least."""
-        if split not in self._shelves:
-            msg = f"there are no {split} examples"
-            raise ExperimentNotPossibleError(msg)
+        reason = self._backend.why_no_experiments()
+        if reason is None and split not in self._shelves:
+            reason = f"there are no {split} examples"
+        if reason is not None:
+            raise ExperimentNotPossibleError(reason)
         return self._shelves[split].batches(split, limit)
 
     def outputs(self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()) -> NDArray[np.floating]:

@@ -94,7 +94,7 @@ class Session:
         """
         self._plan = plan or {}
         self.backend, self.watch, self.steps = backend, watch, steps
-        keep = watch.experiments and watch.probe is None
+        keep = watch.experiments and watch.probe is None and backend.why_no_experiments() is None
         self._attached = Attached(backend, watch, known, keep=keep)
         self._finalizer = weakref.finalize(self, _left_behind, self._attached, watch)
         self.tap = self._attached.tap

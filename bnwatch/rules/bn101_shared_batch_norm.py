@@ -55,6 +55,11 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         "give each call site its own BatchNormalization layer (they may share gamma and beta, "
                         "but not running statistics)"
                     ),
+                    *(
+                        ("`bnwatch.keras.split_shared(model)` does so in a copy of a functional model",)
+                        if signals.adapter == "bnwatch.keras"
+                        else ()
+                    ),
                 ),
             )
         else:

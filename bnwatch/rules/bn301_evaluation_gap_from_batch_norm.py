@@ -80,7 +80,8 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
 
 def _refresh(signals: Signals) -> tuple[str, ...]:
     """Return what helps where a re-estimate restores accuracy."""
-    helps = ["re-estimate the running statistics over training data with frozen weights before evaluating"]
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
+    helps = [f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"]
     decay = max((spec.decay for spec in signals.specs.values()), default=0.0)
     if decay > SHORT_MEMORY:
         helps.append(

@@ -77,7 +77,8 @@ def watched(build, training, validation, *, epochs=6, size=32, seed=1):
 
 
 def rules(watch):
-    return {d.rule for d in watch.diagnoses if d.state == "active"}
+    """Return the rules that say something of accuracy: how layers are connected is not in question here."""
+    return {d.rule for d in watch.diagnoses if d.state == "active" and d.rule.startswith(("BN2", "BN3", "BN9"))}
 
 
 def test_what_enters_is_what_numpy_computes():

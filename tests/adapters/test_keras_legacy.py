@@ -145,6 +145,14 @@ def test_the_cells_against_inference_by_hand():
     assert state(model) == before
 
 
+def test_what_xla_compiles_keeps_no_batch_and_the_reason_is_told():
+    x, y = data(48, shape=SHAPE)
+    watch = quiet_watch(every=1)
+    one(norm(), jit_compile=True).fit(x, y, verbose=0, callbacks=[watch], validation_data=(x, y))
+    assert watch.watch.signals.faults == []
+    assert "batch could be kept: give probe=(x, y)" in next(d for d in watch.diagnoses if d.rule == "BN904").message
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "", "xla"])
 def test_a_loop_by_hand(wrap):
     x, y = data(48, shape=SHAPE)
@@ -221,6 +229,15 @@ def test_a_random_stream_that_runs_already_is_left_alone():
     watch = quiet_watch(every=1)
     assert run([watch], anew=True) == run([], anew=True)
     assert watch.report().steps == 2
+
+
+def test_several_replicas_are_refused_in_a_sentence(monkeypatch):
+    from bnwatch.keras.backends import backend_of
+
+    backend = backend_of(one(norm()))
+    assert backend.why_not() is None
+    monkeypatch.setattr(type(tf.distribute.get_strategy()), "num_replicas_in_sync", 2)
+    assert "several replicas; this training goes on unwatched" in backend.why_not()
 
 
 def test_experiments_move_no_seed():

@@ -169,3 +169,11 @@ def test_the_graph_is_silent_once_training_is_watched():
 
 def test_a_layer_with_one_place_is_not_shared():
     assert cases.look("BN101", testing.signals(Structure((testing.usage("bn", testing.place()),)))) == ([], [])
+
+
+@pytest.mark.parametrize(("framework", "helps"), [("keras 3.15.1 (jax)", 2), ("chainer 7.8.1", 1)])
+def test_the_repair_that_keras_models_have_is_offered_where_it_fits(framework, helps):
+    known = at_shift(1.0)
+    known.attach(Attachment(tuple(known.specs.values()), framework=framework))
+    findings, _ = cases.look("BN101", known)
+    assert len(findings[0].helps) == helps

@@ -150,6 +150,10 @@ class Backend(ABC):
 
     # what cannot be watched
 
+    def why_no_experiments(self) -> str | None:
+        """Return in a sentence why no experiment may run on this model; None when they may."""
+        return None
+
     def why_not(self) -> str | None:
         """Return in a sentence why training of this model cannot be watched; None when it can."""
         return None

@@ -65,6 +65,8 @@ class LegacyBackend(TensorFlowBackend):
         """Return in a sentence why training of this model cannot be watched; None when it can."""
         if not tf.compat.v1.executing_eagerly_outside_functions():
             return "TensorFlow 2 behaviour is switched off; this training goes on unwatched"
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            return "bnwatch does not watch Keras 2 on several replicas; this training goes on unwatched"
         if draws_from_its_own_stream(self.model.train_function):
             return (
                 "random numbers of Keras 2 come from a stream inside of the train function, which has run already, "

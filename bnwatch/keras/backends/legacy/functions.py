@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import tensorflow as tf
+
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions
 
 if TYPE_CHECKING:
@@ -47,6 +49,13 @@ def _passing(model: Any, name: str, keeper: TensorFlowKeeper | None) -> None:
         return
     wrapped = model.__dict__[name]
     step = getattr(wrapped, "bnwatch_step", wrapped)
-    passing = keeper.passing(step)
-    passing.bnwatch_step, passing.bnwatch_tap = step, step.bnwatch_tap
-    model.__dict__[name] = passing
+    # autograph may convert a step that the user wrote, so it sees what is around it as well
+    offer = tf.autograph.experimental.do_not_convert(keeper.offer)
+
+    def passing(data: Any) -> Any:
+        offer(data)
+        return step(data)
+
+    hook: Any = passing
+    hook.bnwatch_step, hook.bnwatch_tap = step, step.bnwatch_tap
+    model.__dict__[name] = hook

@@ -34,6 +34,14 @@ class TensorFlowBackend(Backend):
         self._graphs: list[Any] = []
         self._replicas = Replicas(model.distribute_strategy)
 
+    @property
+    def speaks(self) -> bool:
+        """Return whether this is the chief of the workers, who all watch: a step they trace differently stops them."""
+        resolver = self.model.distribute_strategy.cluster_resolver
+        if self._replicas.workers == 1 or resolver is None:
+            return True
+        return resolver.task_type == "chief" or (resolver.task_type, resolver.task_id) == ("worker", 0)
+
     def why_not(self) -> str | None:
         """Return in a sentence why training of this model cannot be watched; None when it can."""
         strategy = self.model.distribute_strategy
@@ -42,6 +50,12 @@ class TensorFlowBackend(Backend):
         if retracing_changes_training(self.model):
             return TOGGLED
         return None
+
+    def why_no_experiments(self) -> str | None:
+        """Return why no experiment may run on this model; None when they may."""
+        if self._replicas.workers == 1:
+            return None
+        return "experiments do not run while several workers train together: one that is late would hold up the others"
 
     # the tap
 
