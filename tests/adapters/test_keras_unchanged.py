@@ -136,6 +136,8 @@ def test_hooks_go_when_training_raised():
     watch = quiet_watch()
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y, verbose=0, callbacks=[watch, Stop()])
+    if BACKEND == "jax":  # Keras 3.4 cannot train again before
+        model.jax_state_sync()
     assert hooks(model)
     # the same watch, or another one, heals the model when it is next used
     model.fit(x, y, verbose=0, callbacks=[watch])
@@ -172,6 +174,8 @@ def test_another_watch_heals_the_model():
     own = model.train_function
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y, verbose=0, callbacks=[first, Stop()])
+    if BACKEND == "jax":  # Keras 3.4 cannot train again before
+        model.jax_state_sync()
     model.fit(x, y, verbose=0, callbacks=[second])
     assert second.watch.signals.faults == []
     assert second.report().sites == 2
