@@ -64,7 +64,9 @@ def attributes(model):
     found = {}
     for layer in model._flatten_layers():
         skip = {"_losses", "_loss_ids", "built", "history"}
-        found[layer.name] = {name: id(value) for name, value in layer.__dict__.items() if name not in skip}
+        # Keras 3.4 notes on JAX, whenever it trains, where each variable lies
+        own = {name: value for name, value in layer.__dict__.items() if not name.endswith("_variable_shardings")}
+        found[layer.name] = {name: id(value) for name, value in own.items() if name not in skip}
     return found
 
 

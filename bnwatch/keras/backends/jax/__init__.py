@@ -38,7 +38,8 @@ class JaxBackend(Backend):
     """
 
     name = "jax"
-    _slots: JaxSlots
+    slots: JaxSlots
+    """Of the watch that is on the model."""
 
     def __init__(self, model: Any) -> None:
         """Bind to a model; nothing is touched."""
@@ -60,14 +61,14 @@ class JaxBackend(Backend):
 
     def storage(self, guard: Guard) -> JaxSlots:
         """Return an empty storage."""
-        self._slots = JaxSlots(self, guard)
-        return self._slots
+        self.slots = JaxSlots(self, guard)
+        return self.slots
 
     def hooks(self, watched: Watched, record: Record) -> dict[str, Callable[..., Any]]:
         """Return methods to put on a layer, and make place for what they record: a trace cannot."""
         if self._sites is None:
             self._sites = call_sites(self.model)
-        self._slots.prepare(watched, self._places * max(1, self._sites[id(watched.layer)]))
+        self.slots.prepare(watched, self._places * max(1, self._sites[id(watched.layer)]))
         return super().hooks(watched, record)
 
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
@@ -79,7 +80,7 @@ class JaxBackend(Backend):
     def functions(self) -> Functions:
         """Return the functions of the model, which make place where a step needs more of it."""
         self._places = 1
-        return JaxFunctions(self.model, self._slots)
+        return JaxFunctions(self)
 
     def keeper(self, guard: Guard) -> Keeper:
         """Return a keeper that has nothing."""

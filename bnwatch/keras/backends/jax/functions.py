@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bnwatch.keras.backends.base import Guard
-    from bnwatch.keras.backends.jax.slots import JaxSlots
+    from bnwatch.keras.backends.jax import JaxBackend
 
 FUNCTIONS = ("train_function", "test_function", "predict_function")
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
@@ -112,9 +112,10 @@ class JaxFunctions:
     place for each.
     """
 
-    def __init__(self, model: Any, slots: JaxSlots) -> None:
+    def __init__(self, backend: JaxBackend) -> None:
         """Remember the functions as they are."""
-        self._model, self._slots = model, slots
+        self._backend, self._model = backend, backend.model
+        model = self._model
         self._saved = {name: getattr(model, name) for name in FUNCTIONS}
         self._made = self._saved
         self._draws: _Draws | None = None
@@ -140,6 +141,7 @@ class JaxFunctions:
 
     def restore(self) -> None:
         """Put the functions back; those that somebody else made meanwhile are left to be made again without the tap."""
+        self._backend.slots.release()
         for name, saved in self._saved.items():
             now = getattr(self._model, name)
             if now is self._made[name]:
@@ -154,7 +156,7 @@ class JaxFunctions:
         def stepping(*args: Any, **kwargs: Any) -> Any:
             found = step(*args, **kwargs)
             repeatable = self._draws is not None and self._draws.repeatable
-            if self._slots.outgrown and repeatable and not self._stuck:
+            if self._backend.slots.outgrown and repeatable and not self._stuck:
                 raise OutgrownError
             return found
 
@@ -179,8 +181,8 @@ class JaxFunctions:
         model._jax_state, model._jax_state_synced = dict(zip(STATE, state, strict=True)), False  # noqa: SLF001
         model.jax_state_sync()
         self._stuck = True
-        with self._slots.guard("making place for call sites"):
-            self._slots.grow()
+        with self._backend.slots.guard("making place for call sites"):
+            self._backend.slots.grow()
             self.make(*self._keepers)
             self._stuck = False
         state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: SLF001
