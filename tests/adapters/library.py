@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,18 @@ BACKEND = "tensorflow" if LEGACY else keras.backend.backend()
 TENSORFLOW, TORCH = (find_spec(name) is not None for name in ("tensorflow", "torch"))
 
 layers = keras.layers
+
+
+def _operations():
+    """Return operations under the names of ``keras.ops``, those that models of the tests use."""
+    if not LEGACY:
+        return keras.ops
+    import tensorflow as tf
+
+    return SimpleNamespace(relu=tf.nn.relu, mean=tf.reduce_mean)
+
+
+ops = _operations()
 set_random_seed = keras.utils.set_random_seed
 PyDataset = keras.utils.Sequence if LEGACY else keras.utils.PyDataset
 

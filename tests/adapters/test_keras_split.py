@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import pytest
 
 from bnwatch.keras import check, split_shared
 from bnwatch.keras.structure import structure
-from tests.adapters.keras_models import convolutional, layers
+from tests.adapters.keras_models import convolutional
+from tests.adapters.library import LEGACY, keras, layers, ops, to_numpy
 from tests.adapters.test_keras_structure import Block, Subclassed, norm
 
 
@@ -44,21 +44,24 @@ def functions():
     """Return a model with functions in its graph, and outputs by name."""
     inputs = keras.Input((4,))
     bn = norm("bn")
-    x = keras.ops.relu(bn(inputs * 2.0)) + 1.0
+    x = ops.relu(bn(inputs * 2.0)) + 1.0
     return keras.Model(inputs, {"a": bn(x), "b": norm("bn_2")(x)})
 
 
 @pytest.mark.parametrize("build", [convolutional, siamese, functions])
 def test_the_copy_gives_the_same_outputs_and_shares_nothing(build):
     model = trained(build())
-    before = [v.numpy().tobytes() for v in model.variables]
+    before = [to_numpy(v).tobytes() for v in model.variables]
     config = model.get_config()
     expected = outputs(model)
     split = split_shared(model)
-    keras.tree.map_structure(np.testing.assert_array_equal, outputs(split), expected)
+    found = outputs(split)
+    assert type(found) is type(expected)
+    for name in expected if isinstance(expected, dict) else [...]:
+        np.testing.assert_array_equal(found[name], expected[name])
     assert set(sites(split).values()) == {1}
     assert sum(sites(split).values()) == sum(sites(model).values())
-    assert [v.numpy().tobytes() for v in model.variables] == before
+    assert [to_numpy(v).tobytes() for v in model.variables] == before
     assert model.get_config() == config
 
 
@@ -96,12 +99,12 @@ def test_the_copy_trains_apart_from_the_original_and_can_be_saved(tmp_path):
     model = trained(siamese())
     expected = outputs(model)
     split = split_shared(model)
-    assert not split.compiled
+    assert split.optimizer is None
     split.compile("sgd", "mse")
     x = [np.random.default_rng(n).normal(n, 1.0, (32, 4)) for n in (0, 5)]
     split.fit(x, np.zeros((32, 8)), batch_size=16, verbose=0)
     np.testing.assert_array_equal(outputs(model), expected)
-    means = [layer.moving_mean.numpy() for layer in split.layers if "shared" in layer.name]
+    means = [to_numpy(layer.moving_mean) for layer in split.layers if "shared" in layer.name]
     assert len({mean.tobytes() for mean in means}) == 4
     split.save(tmp_path / "split.keras")
     np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "split.keras")), outputs(split))
@@ -120,8 +123,8 @@ def test_state_that_is_no_weight_is_copied_too():
     model = keras.Model(inputs, bn(layers.Dropout(0.5, seed=3, name="drop")(bn(normalization(inputs)))))
     split = split_shared(model)
     np.testing.assert_array_equal(outputs(split), outputs(model))
-    states = [[v.numpy().tolist() for v in one.get_layer("drop").variables] for one in (model, split)]
-    assert states[0]
+    states = [[to_numpy(v).tolist() for v in one.get_layer("drop").variables] for one in (model, split)]
+    assert states[0] or LEGACY  # which keeps its seeds elsewhere
     assert states[0] == states[1]
 
 
