@@ -32,6 +32,8 @@ PARTICULAR = {
     name: sorted(ROOT.glob(f"tests/adapters/test_keras_{name}*.py"))
     for name in ("tensorflow", "jax", "torch", "legacy")
 }
+# Keras 2 runs on TensorFlow alone: what holds for the one holds for the other.
+PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "tensorflow_loop")]
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
 # The example imports whatever is called keras, which is Keras 3 also where tf-keras is installed.
 KERAS_EXAMPLE = ROOT / "tests/adapters/test_keras_cifar_resnet.py"

@@ -2,7 +2,7 @@
 
 Both models are driven by the functions that ``fit`` would run, the watched one with its callback before each step. What
 counts is the ratio, in CPU time: wall clock scatters with whatever else the machine does. The steps before ``--warm``
-are left out (compilation, dense samples); they are printed apart.
+are left out (compilation, dense samples); they are printed apart. ``KERAS_BACKEND`` chooses TensorFlow or PyTorch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from bnwatch.keras import BatchNormWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 layers = keras.layers
 
@@ -40,6 +44,17 @@ def net(blocks: int, width: int) -> keras.Model:
     return model
 
 
+def endless(x: np.ndarray, y: np.ndarray, size: int) -> Iterator[Any]:
+    """Return what the train function of the backend takes, again and again."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(size).repeat())
+    starts = range(0, len(x), size)
+    tensor = keras.ops.convert_to_tensor
+    return itertools.cycle([[(tensor(x[at : at + size]), tensor(y[at : at + size]))] for at in starts])
+
+
 class Driven:
     """A model that is trained one step at a time."""
 
@@ -49,7 +64,7 @@ class Driven:
         rng = np.random.default_rng(0)
         x = rng.normal(size=(batch * 16, 16, 16, 3)).astype("float32")
         y = (x.mean((1, 2)) @ np.array([3.0, -2.0, 1.0]) > 0).astype("int64")
-        self.batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).repeat())
+        self.batches = endless(x, y, batch)
         self.model.make_train_function()
         self.cpu: list[float] = []
         if self.watch is not None:
@@ -63,7 +78,8 @@ class Driven:
         start = time.process_time()
         if self.watch is not None:
             self.watch.on_train_batch_begin(number)
-        self.model.train_function(self.batches)
+        # TensorFlow's function draws the batch itself
+        self.model.train_function(self.batches if keras.backend.backend() == "tensorflow" else next(self.batches))
         self.cpu.append(time.process_time() - start)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bnwatch import moments, testing
 from bnwatch.diagnosis import Severity
-from bnwatch.evidence import Cell, Cells
+from bnwatch.evidence import Cell, Cells, Examples, entering
 from bnwatch.records import EvaluationRecord
 from bnwatch.rules import CATALOGUE, Finding
 
@@ -127,6 +127,29 @@ def equal_cells(rng: np.random.Generator, examples: int, disagree: float) -> dic
     }
 
 
+def equal_inputs(trials: int) -> None:
+    """BN304: evaluation examples of the same population, where running statistics are said to cost accuracy there."""
+    print(f"\nBN304, inputs of one population, {trials} experiments each: share with p below, and with a warning")
+    print(f"{'batches':<24} {'activations':<12} {'p<.01':>7} {'warning':>8}")
+    rng, channels = np.random.default_rng(0), 16
+    suspected = {"training": {"batch": 0.9, "running": 0.9}, "evaluation": {"batch": 0.9, "running": 0.5}}
+    for training, evaluation in (((32,) * 8, (32,) * 8), ((8,) * 32, (64,) * 8), ((32,) * 8, (32, 32))):
+        for kind, draw in KINDS.items():
+            hits = np.zeros(2)
+            for _ in range(trials):
+                data = {
+                    split: [Examples(draw(channels, n)(rng), np.zeros(n, np.int64), split) for n in sizes]
+                    for split, sizes in (("training", training), ("evaluation", evaluation))
+                }
+                zero, one = np.zeros(channels), np.ones(channels)
+                found = entering(testing.FakeLaboratory(np.eye(channels), data, zero, one))  # type: ignore[arg-type]
+                cells = testing.cells(**suspected)  # type: ignore[arg-type]
+                p = found.sites[0].p_value
+                hits += p is not None and p < 0.01, alarm("BN304", testing.signals(cells, found))
+            sizes = f"{len(training)} of {training[0]}, {len(evaluation)} of {evaluation[0]}"
+            print(f"{sizes:<24} {kind:<12} {hits[0] / trials:>7.2%} {hits[1] / trials:>8.2%}", flush=True)
+
+
 def slow_starts(trials: int) -> None:
     """BN302: a network that is a little better than guessing, seen at three evaluations in a row."""
     print(f"\nBN302, ten classes, {trials} networks that learn slowly: share called stuck at chance")
@@ -172,6 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shared_layers(arguments.seconds)
     paired_cells(arguments.trials)
+    equal_inputs(arguments.trials)
     slow_starts(arguments.trials)
     settled(min(arguments.trials, 200))
 

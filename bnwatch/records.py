@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -173,3 +173,91 @@ class Attachment:
     layers: tuple[LayerSpec, ...]
     unsupported: Mapping[str, str] = field(default_factory=dict)
     framework: str = ""
+
+
+Layout = Literal["channels_first", "channels_last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the graph says of one call site of a batch-normalization layer.
+
+    Attributes:
+        site: the call site.
+        rank: axes of its input, that of the examples included; None when unknown.
+        axis: which of them is normalized, counted from 0; None when unknown.
+        elements: elements a channel has in one example; None when unknown.
+        producer: path of the layer that makes its input; None for an input of the model, or when unknown.
+        kind: class name of that layer.
+        layout: where the channels of its input are, as the layers that made it say; None when they do not.
+        bias: the producer adds a bias to each channel which nothing but batch normalization sees.
+        dropout: path of the nearest dropout before it, with linear or elementwise layers at most in between.
+        rate: share that this dropout sets to zero.
+        output: its result is an output of the model, directly or through a sigmoid or softmax.
+    """
+
+    site: CallSite
+    rank: int | None = None
+    axis: int | None = None
+    elements: int | None = None
+    producer: str | None = None
+    kind: str | None = None
+    layout: Layout | None = None
+    bias: bool = False
+    dropout: str | None = None
+    rate: float = 0.0
+    output: bool = False
+
+    @property
+    def channel_axis(self) -> int | None:
+        """Return the axis of the channels, counted from 0; None when it is not known."""
+        if self.rank is None or self.layout is None:
+            return None
+        return 1 if self.layout == "channels_first" else self.rank - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How a model uses one batch-normalization layer.
+
+    ``places`` are in the order of the forward pass. There is none where the model never calls the layer, or where its
+    calls are hidden: see `Structure`.
+    """
+
+    path: str
+    kind: str
+    decay: float
+    trainable: bool = True
+    places: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What is known before the first step.
+
+    Attributes:
+        layers: the batch-normalization layers in network order.
+        hidden: why the calls of some layers, or of all, are not known; None when all are.
+        batch_size: examples a training step.
+        steps_per_epoch: training steps an epoch.
+        epochs: planned epochs. Each of the three is None when unknown.
+    """
+
+    layers: tuple[Usage, ...] = ()
+    hidden: str | None = None
+    batch_size: int | None = None
+    steps_per_epoch: int | None = None
+    epochs: int | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Return the planned training steps; None when they are not known."""
+        if self.steps_per_epoch is None or self.epochs is None:
+            return None
+        return self.steps_per_epoch * self.epochs
+
+    def places(self) -> Iterator[tuple[Usage, Place]]:
+        """Yield every call site with its layer, in network order."""
+        for layer in self.layers:
+            for place in layer.places:
+                yield layer, place

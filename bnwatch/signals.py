@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot
+    from bnwatch.evidence import Attribution, Cells, Entering, Look
+    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -179,12 +179,16 @@ class Signals:
 
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     attachment: Attachment | None = None
+    structure: Structure | None = None
+    """What is known before the first step; None where the framework does not tell."""
     tables: deque[SignalTable] = field(default_factory=lambda: deque(maxlen=HISTORY))
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))
     cells: Cells | None = None
     attribution: Attribution | None = None
     """To which layers the cost that the cells show was attributed; its step is that of the cells."""
+    entering: Entering | None = None
+    """What enters each layer, evaluation against training examples, as last measured together with the cells."""
     refused: str | None = None
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)
@@ -239,6 +243,12 @@ class Signals:
             return False
         right = round(table.accuracy * table.examples)
         return moments.binomial_survival(right, table.examples, chance) < LEARNING_ALPHA
+
+    @property
+    def adapter(self) -> str | None:
+        """Return the module whose repairs fit this model, ``bnwatch.keras`` or ``bnwatch.chainer``; None by hand."""
+        name = self.attachment.framework.partition(" ")[0] if self.attachment is not None else ""
+        return f"bnwatch.{name}" if name in {"keras", "chainer"} else None
 
     def attach(self, attachment: Attachment) -> None:
         """Learn which layers are watched."""

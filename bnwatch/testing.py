@@ -1,8 +1,9 @@
 """Builders and fakes for those who write rules or taps.
 
-`layer`, `call` and `snapshot` build records from plain numbers, `look`, `cells` and `attribution` build the results of
-experiments, `signals` feeds any of them to the rules, `train` simulates the statistics of a training run, and
-`FakeLaboratory` is a small model with batch normalization, for experiments without a framework.
+`layer`, `call` and `snapshot` build records from plain numbers, `place` and `usage` what a graph says, `look`, `cells`,
+`attribution` and `entering` the results of experiments, `signals` feeds any of them to the rules, `train` simulates the
+statistics of a training run, and `FakeLaboratory` is a small model with batch normalization, for experiments without a
+framework.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,12 +21,14 @@ from bnwatch.evidence import (
     Cell,
     Cells,
     Difference,
+    Entering,
     Examples,
     ExperimentNotPossibleError,
     LayerLook,
     Look,
     SiteCost,
     SiteMoments,
+    SiteShift,
     recalibrate,
 )
 from bnwatch.records import (
@@ -35,8 +38,11 @@ from bnwatch.records import (
     CallSite,
     EvaluationRecord,
     LayerSpec,
+    Place,
     RunningStatistics,
     StepSnapshot,
+    Structure,
+    Usage,
 )
 from bnwatch.signals import Signals
 
@@ -64,6 +70,16 @@ def layer(
     return LayerSpec(
         path, "BatchNormalization", channels, epsilon, decay, bessel_corrected, trainable, initial=initial
     )  # fmt: skip
+
+
+def place(path: str = "bn", index: int = 0, **facts: Any) -> Place:
+    """Return what the graph says of one call site; ``facts`` are fields of `bnwatch.records.Place`."""
+    return Place(CallSite(path, index), **facts)
+
+
+def usage(path: str = "bn", *places: Place, decay: float = 0.9, trainable: bool = True) -> Usage:
+    """Return how a model uses one layer."""
+    return Usage(path, "BatchNormalization", decay, trainable, places)
 
 
 def call(
@@ -171,7 +187,21 @@ def attribution(
     return Attribution(step, 0, split, examples, 0.9 - cost, 0.9, total, tuple(costs), unmeasured)
 
 
-def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells | Attribution) -> Signals:
+def entering(step: int = 0, *sites: SiteShift, examples: int = 512, untold: str | None = None) -> Entering:
+    """Return what enters each layer in evaluation against training."""
+    return Entering(step, 0, examples, examples, sites, untold)
+
+
+def site_shift(
+    layer: str = "bn", *, shift: float = 0.0, ratio: float = 1.0, p: float | None = 1e-9, index: int | None = None
+) -> SiteShift:
+    """Return how differently evaluation examples enter one call site."""
+    return SiteShift(layer, index, shift, ratio, p)
+
+
+def signals(
+    *items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells | Attribution | Entering,
+) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
     for item in items:
@@ -181,10 +211,14 @@ def signals(*items: StepSnapshot | EvaluationRecord | Attachment | Look | Cells 
             fed.evaluate(item)
         elif isinstance(item, Attachment):
             fed.attach(item)
+        elif isinstance(item, Structure):
+            fed.structure = item
         elif isinstance(item, Look):
             fed.looks.append(item)
         elif isinstance(item, Attribution):
             fed.attribution = item
+        elif isinstance(item, Entering):
+            fed.entering = item
         else:
             fed.cells = item
     return fed

@@ -26,6 +26,7 @@ from bnwatch.records import (
     LayerSpec,
     RunningStatistics,
     StepSnapshot,
+    Structure,
 )
 from bnwatch.signals import Signals, share
 from bnwatch.sinks.console import ConsoleSink, ProgressLine
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 DENSE_STEPS = 8
 """The first steps are all sampled; from there on the interval doubles with the step until it reaches ``every``."""
+
+
+ENTERING_SHARE = 0.2
+"""Share of the time of the cells that goes into what enters each layer: it passes fewer examples, and only twice."""
 
 
 class Watch:
@@ -237,6 +242,12 @@ class Watch:
         self._write(attachment)
         self._judge()
 
+    def structured(self, structure: Structure) -> None:
+        """Say how the layers are connected and how long training is to be, right after `open`."""
+        self.signals.structure = structure
+        self._write(structure)
+        self._judge()
+
     def due(self, step: int) -> bool:
         """Return whether ``step``, counted from 1, is sampled: all of the first, then ever fewer, then each `every`."""
         doubled = 1 << (2 * step // DENSE_STEPS).bit_length() >> 1
@@ -282,7 +293,10 @@ class Watch:
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
-            self._crosscheck(lab, step, epoch, seconds)
+            own = None if seconds is None else ENTERING_SHARE * seconds
+            self._crosscheck(lab, step, epoch, None if own is None or seconds is None else seconds - own)
+            self._entering(lab, step, epoch, own)
+            self._judge(tell=False)
         if self._engine.needs("attribution") and self._attributed_at != self._cells_at:
             self._attributed_at = self._cells_at
             self._attribute(lab, step, epoch, seconds)
@@ -302,7 +316,19 @@ class Watch:
             self._write(cells)
         finally:
             progress.clear()
-        self._judge(tell=False)
+
+    def _entering(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+        """Measure what enters each layer, of both splits; where one is missing, the cells have said so."""
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
+        try:
+            found = evidence.entering(lab, step=step, epoch=epoch, budget=budget, progress=progress)
+        except evidence.ExperimentNotPossibleError:
+            self.signals.entering = None
+        else:
+            self.signals.entering = found
+            self._write(found)
+        finally:
+            progress.clear()
 
     def _attribute(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         """Attribute what the cells show to layers, in as much time again."""

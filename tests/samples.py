@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, Table
-from bnwatch.evidence import Attribution, Cell, Cells, Difference, LayerLook, Look, SiteCost
+from bnwatch.evidence import (
+    Attribution,
+    Cell,
+    Cells,
+    Difference,
+    Entering,
+    LayerLook,
+    Look,
+    SiteCost,
+    SiteShift,
+)
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 
@@ -64,6 +76,11 @@ def attribution(step: int = 100) -> Attribution:
     much, little = Difference(0.12, (0.1, 0.14), 1e-30), Difference(-0.01, (-0.02, 0.0), 1.0)
     costs = SiteCost("bn", 1, float("inf"), much, little), SiteCost("bn", None, 0.5, much, much)
     return Attribution(step, 0, "evaluation", 100, 0.85, 0.97, much, costs, ("encoder/bn_1",), 1.5)
+
+
+def entering(step: int = 100) -> Entering:
+    sites = SiteShift("bn", None, 0.5, 255.0, 1e-9), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
+    return Entering(step, 0, 256, 200, sites, "what enters a layer is not finite", 0.125)
 
 
 def look(step: int = 100) -> Look:

@@ -255,7 +255,7 @@ def test_explain_prints_the_page(capsys, name):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("BN1O1", "no rule 'BN1O1'; did you mean BN101?"),
+        ("BN3O1", "no rule 'BN3O1'; did you mean BN301?"),
         ("shared-batchnorm", "no rule 'shared-batchnorm'; did you mean shared-batch-norm?"),
         ("../../etc/passwd", "no rule '../../etc/passwd'; `bnwatch rules` lists them"),
         ("", "no rule ''; `bnwatch rules` lists them"),

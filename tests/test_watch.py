@@ -596,6 +596,41 @@ def test_an_attribution_that_is_not_possible_leaves_the_diagnosis_and_says_so(mo
     assert [s.needs for s in watch.skipped if s.rule == "BN301"] == ["attribution"]
 
 
+def test_what_enters_is_measured_with_the_cells_in_its_share_of_the_time(monkeypatch):
+    given = {}
+
+    def noted(name):
+        run = getattr(evidence, name)
+        monkeypatch.setattr(
+            evidence, name, lambda lab, **more: (given.update({name: more["budget"].seconds}), run(lab, **more))[1]
+        )
+
+    noted("crosscheck")
+    noted("entering")
+    lab = testing.FakeLaboratory.stacked("bn")
+    for batch in lab.data["evaluation"]:
+        batch.inputs[...] *= 16.0
+    kept = MemorySink()
+    with Watch(None, every=1, on_diagnosis="log", sinks=[kept]) as watch:
+        suspicious(watch)
+        experiment(watch, lab, seconds=10.0)
+    assert given == {"crosscheck": 8.0, "entering": 2.0}
+    (entering,) = kept.of(evidence.Entering)
+    assert watch.signals.entering is entering
+    assert entering.step == watch.signals.cells.step
+    assert entering.sites[0].std_ratio == pytest.approx(16.0, rel=0.05)
+
+
+def test_without_training_examples_what_enters_is_not_known():
+    lab = testing.FakeLaboratory.separable()
+    lab.data = {"evaluation": lab.data["evaluation"]}
+    with Watch(None, every=1, on_diagnosis="log") as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+    assert watch.signals.entering is None
+    assert any(s.rule == "BN304" for s in watch.skipped)
+
+
 def test_nothing_is_measured_where_nothing_asks():
     lab = testing.FakeLaboratory.separable()
     with Watch(None, every=1) as watch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
 from bnwatch.evidence.cells import Cell, Cells, crosscheck
+from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
     ENOUGH,
     EXAMPLES,
@@ -42,6 +43,7 @@ __all__ = [
     "Cell",
     "Cells",
     "Difference",
+    "Entering",
     "Examples",
     "ExperimentNotPossibleError",
     "Laboratory",
@@ -54,11 +56,13 @@ __all__ = [
     "Recalibration",
     "SiteCost",
     "SiteMoments",
+    "SiteShift",
     "Split",
     "Statistics",
     "attribute",
     "class_indices",
     "crosscheck",
+    "entering",
     "localise",
     "look",
     "recalibrate",

@@ -90,7 +90,7 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
             if reason is None:
                 if not backend.speaks:
                     self.watch.silence()
-                self._session = Session(backend, self.watch, steps=self._steps, known=self._known)
+                self._session = Session(backend, self.watch, steps=self._steps, known=self._known, plan=self.params)
             else:
                 _say(reason)
 

@@ -105,6 +105,14 @@ def find_layers(backend: Backend) -> tuple[list[Watched], dict[str, str]]:
     return watched, unsupported
 
 
+def normalizing(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every layer that looks like batch normalization, with its unique name, in that order."""
+    names = set[str]()
+    for path, layer in walk(model):
+        if _normalizes(layer):
+            yield _unique(path, names), layer
+
+
 def walk(root: Any) -> Iterator[tuple[str, Any]]:
     """Yield every layer below ``root`` once, with the path of its first place; a container comes before its content."""
     seen = {id(root)}

@@ -13,8 +13,9 @@ from bnwatch.keras.experiments import Given, probes
 from bnwatch.keras.keep import Kept, array_of
 from bnwatch.keras.laboratory import KerasLaboratory
 from bnwatch.keras.session import FINAL_SECONDS, attachment
+from bnwatch.keras.structure import structure
 from bnwatch.keras.tap import Tap, heal
-from bnwatch.records import EvaluationRecord, StepSnapshot
+from bnwatch.records import EvaluationRecord, StepSnapshot, Structure
 from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class LoopWatch(Verdict):
         self.watch = watch
         self._backend = backend_of(model)
         self._tap: Tap | None = None
+        self._structure: Structure | None = None
         self._opened = False
         self._step, self._epoch = 0, 0
         self._began = self._epoch_began = time.perf_counter()
@@ -50,6 +52,8 @@ class LoopWatch(Verdict):
             heal(self._backend)
             if not self._backend.speaks:
                 self.watch.silence()
+            # before the tap, which here records whoever calls the model
+            self._structure = structure(self._backend.model)
             tap = Tap(self._backend, self.watch.guard, lanes=True)
             tap.attach()
             self._tap = tap
@@ -69,7 +73,7 @@ class LoopWatch(Verdict):
             with self.watch.guard("detaching from the model"):
                 self._backend.hold(None)
                 if tap is not None:
-                    tap.detach()
+                    tap.unhook()
                 self._lab.release()
             self.watch.close()
 
@@ -163,6 +167,8 @@ class LoopWatch(Verdict):
         if self._tap is not None and self._tap.built and not self._opened:
             self._opened = True
             self.watch.open(attachment(self._tap))
+            if self._structure is not None:
+                self.watch.structured(self._structure)
 
 
 def watch(

@@ -11,10 +11,13 @@ from bnwatch.keras import readings
 from bnwatch.keras.experiments import probes
 from bnwatch.keras.keep import EXAMPLES
 from bnwatch.keras.laboratory import KerasLaboratory
+from bnwatch.keras.structure import structure
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import Attachment, StepSnapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bnwatch.evidence import Split
     from bnwatch.keras.backends.base import Backend, Functions
     from bnwatch.keras.laboratory import Shelf
@@ -77,7 +80,9 @@ def _left_behind(attached: Attached, watch: Watch) -> None:
 class Session:
     """One `fit` under watch."""
 
-    def __init__(self, backend: Backend, watch: Watch, *, steps: int, known: Statistics) -> None:
+    def __init__(
+        self, backend: Backend, watch: Watch, *, steps: int, known: Statistics, plan: Mapping[str, Any] | None = None
+    ) -> None:
         """Attach to the model.
 
         Args:
@@ -85,7 +90,9 @@ class Session:
             watch: where everything goes.
             steps: training steps finished before, in earlier calls of ``fit``.
             known: statistics at the end of the last watch.
+            plan: what Keras tells callbacks: ``epochs``, and ``steps`` an epoch, None where not known.
         """
+        self._plan = plan or {}
         self.backend, self.watch, self.steps = backend, watch, steps
         keep = watch.experiments and watch.probe is None and backend.why_no_experiments() is None
         self._attached = Attached(backend, watch, known, keep=keep)
@@ -216,3 +223,5 @@ class Session:
             return
         self._opened = True
         self.watch.open(attachment(self.tap))
+        steps, epochs = self._plan.get("steps"), self._plan.get("epochs")
+        self.watch.structured(structure(self.backend.model, steps_per_epoch=steps, epochs=epochs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnwatch.keras.layers import find_layers
@@ -76,12 +76,16 @@ class Tap:
         try:
             return self._statistics()
         finally:
-            for name in ("train_step", "test_step"):
-                self._unhook(self.model, name)
-            for watched in self.layers:
-                for name in list(watched.layer.__dict__):
-                    self._unhook(watched.layer, name)
-            self.storage.release()
+            self.unhook()
+
+    def unhook(self) -> None:
+        """Take every hook off again; nothing is read, so this works whatever the variables hold."""
+        for name in ("train_step", "test_step"):
+            self._unhook(self.model, name)
+        for watched in self.layers:
+            for name in list(watched.layer.__dict__):
+                self._unhook(watched.layer, name)
+        self.storage.release()
 
     def _hook(self, layers: list[Watched], known: Statistics) -> None:
         for watched in layers:
@@ -216,4 +220,6 @@ def heal(backend: Backend) -> None:
     owners = [backend.model, *(watched.layer for watched in find_layers(backend)[0])]
     hooks = [value for owner in owners for value in owner.__dict__.values() if callable(value)]
     for tap in {id(tap): tap for hook in hooks if (tap := getattr(hook, "bnwatch_tap", None)) is not None}.values():
-        tap.release()
+        # the hooks go in any case; what the variables of a step that failed were, may not be known any more
+        with suppress(Exception):
+            tap.release()

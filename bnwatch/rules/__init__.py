@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from bnwatch.rules._base import Finding, Rule, Threshold, rule
 from bnwatch.rules.bn101_shared_batch_norm import shared_batch_norm
+from bnwatch.rules.bn102_wrong_channel_axis import wrong_channel_axis
 from bnwatch.rules.bn103_training_mode_evaluation import training_mode_evaluation
+from bnwatch.rules.bn108_dropout_before_batch_norm import dropout_before_batch_norm
+from bnwatch.rules.bn109_batch_norm_on_output import batch_norm_on_output
+from bnwatch.rules.bn110_redundant_bias import redundant_bias
 from bnwatch.rules.bn201_unsettled_running_statistics import unsettled_running_statistics
+from bnwatch.rules.bn202_decay_out_of_range import decay_out_of_range
 from bnwatch.rules.bn203_never_updated_statistics import never_updated_statistics
 from bnwatch.rules.bn205_single_sample_batch import single_sample_batch
 from bnwatch.rules.bn301_evaluation_gap_from_batch_norm import evaluation_gap_from_batch_norm
 from bnwatch.rules.bn302_chance_level_accuracy import chance_level_accuracy
+from bnwatch.rules.bn304_evaluation_input_shift import evaluation_input_shift
 from bnwatch.rules.bn306_dead_bottleneck import dead_bottleneck
 from bnwatch.rules.bn401_non_finite_statistics import non_finite_statistics
 from bnwatch.rules.bn901_unused_allowance import unused_allowance
@@ -19,12 +25,18 @@ from bnwatch.rules.bn904_experiment_not_possible import experiment_not_possible
 
 CATALOGUE = (
     shared_batch_norm,
+    wrong_channel_axis,
     training_mode_evaluation,
+    dropout_before_batch_norm,
+    batch_norm_on_output,
+    redundant_bias,
     unsettled_running_statistics,
+    decay_out_of_range,
     never_updated_statistics,
     single_sample_batch,
     evaluation_gap_from_batch_norm,
     chance_level_accuracy,
+    evaluation_input_shift,
     dead_bottleneck,
     non_finite_statistics,
     unused_allowance,
@@ -33,4 +45,16 @@ CATALOGUE = (
     experiment_not_possible,
 )
 
-__all__ = ["CATALOGUE", "Finding", "Rule", "Threshold", "rule"]
+BEFORE_TRAINING = (
+    shared_batch_norm,
+    wrong_channel_axis,
+    dropout_before_batch_norm,
+    batch_norm_on_output,
+    redundant_bias,
+    decay_out_of_range,
+    single_sample_batch,
+    nothing_watched,
+)
+"""The rules that have something to say before the first step."""
+
+__all__ = ["BEFORE_TRAINING", "CATALOGUE", "Finding", "Rule", "Threshold", "rule"]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
 
-from bnwatch.diagnosis import Skipped
-from bnwatch.signals import Signals
+from bnwatch.diagnosis import Skipped, Table
+from bnwatch.signals import Signals, gap
 
 if TYPE_CHECKING:
-    from bnwatch.diagnosis import Quantity, Severity, Table
-    from bnwatch.evidence import Cells
+    from bnwatch.diagnosis import Quantity, Severity
+    from bnwatch.evidence import Cell, Cells, Statistics
 
+COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
+
+NAMED = 3
+"""Layers that a message names; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,49 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
             f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics"
         ),
     )
+
+
+def unexplained_gap(signals: Signals, alpha: float) -> str | None:
+    """Return that the last evaluation is worse than the training beyond chance, None where it is not."""
+    found = gap(signals.evaluations[-1]) if signals.evaluations else None
+    if found is None or found[0] <= 0.0 or found[1] >= alpha:
+        return None
+    return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
+
+
+def restores(population: Cell, batch: Cell, running: Cell) -> bool:
+    """Return whether re-estimated statistics win back more than half of what running statistics cost."""
+    return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
+
+
+def cells_table(cells: Cells) -> Table:
+    """Return the accuracies of the cells."""
+    return Table(
+        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
+        tuple(
+            (
+                f"{split} data",
+                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
+                float(row["running"].examples),
+            )
+            for split, row in cells.rows()
+        ),
+    )
+
+
+def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
+    """Yield why a rule that looks at how layers are connected cannot look, at some of them or at any."""
+    if signals.structure is None:
+        yield Skipped(rule_id, "how the layers are connected is not known")
+    elif signals.structure.hidden is not None:
+        yield Skipped(rule_id, signals.structure.hidden)
+
+
+def named(paths: Iterable[str]) -> str:
+    """Return the first few of some paths, each once, and how many more there are."""
+    first = list(dict.fromkeys(paths))
+    more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
+    return ", ".join(f"`{path}`" for path in first[:NAMED]) + more
 
 
 def rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, blind, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 )
 def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """One layer normalizes two call sites or more whose statistics differ."""
+    if signals.attachment is None and signals.table is None:
+        yield from _before_training(signals)
     for spec, sites, apart in signals.shared():
         if apart is None or len(signals.tables) < limits["samples"]:
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
@@ -53,6 +55,11 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         "give each call site its own BatchNormalization layer (they may share gamma and beta, "
                         "but not running statistics)"
                     ),
+                    *(
+                        ("`bnwatch.keras.split_shared(model)` does so in a copy of a functional model",)
+                        if signals.adapter == "bnwatch.keras"
+                        else ()
+                    ),
                 ),
             )
         else:
@@ -62,6 +69,28 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 message=f"`{spec.path}` normalizes {len(sites)} call sites, so far with the same statistics",
                 evidence=evidence,
                 notes=("sharing is harmless as long as all call sites see the same distribution",),
+            )
+
+
+def _before_training(signals: Signals) -> Iterator[Finding | Skipped]:
+    """Yield what the graph alone says; where it is silent and nothing is to be trained, that it could not look."""
+    if signals.structure is None:
+        return
+    yield from blind("BN101", signals)
+    for layer in signals.structure.layers:
+        if len(layer.places) > 1:
+            yield Finding(
+                subject=layer.path,
+                severity=Severity.INFO,
+                message=f"`{layer.path}` is shared by {len(layer.places)} call sites; whether they differ shows in "
+                "training",
+                evidence={"call_sites": Quantity(len(layer.places), "in the graph")},
+                table=Table(
+                    ("call site", "fed by"),
+                    tuple((str(place.site), place.producer or "not known") for place in layer.places),
+                ),
+                notes=("evaluation normalizes all of them with one set of running statistics",),
+                helps=("Keras: bnwatch.keras.split_shared(model) gives every call site a layer of its own",),
             )
 
 

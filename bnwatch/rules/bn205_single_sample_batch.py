@@ -21,27 +21,43 @@ if TYPE_CHECKING:
 )
 def single_sample_batch(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """A layer normalizes one element per channel, so its output is beta whatever the input."""
+    if not signals.tables:
+        yield from _planned(signals)
     last = list(signals.tables)[-int(limits["samples"]) :]
     for number, site in enumerate(signals.sites()):
         if site.count != 1 or len(last) < limits["samples"]:
             continue
         if any(t.sites != last[-1].sites or t.column("count")[number] != 1 for t in last):
             continue
-        yield Finding(
-            subject=site.spec.path,
-            message=f"`{site.spec.path}` normalizes one element per channel: its output is beta, whatever the input",
-            evidence={
-                "count": Quantity(1, "element per channel"),
-                "effective_samples": Quantity(1, "needed at least 2 for a variance"),
-            },
-            notes=(
-                (
-                    "with one element the batch mean is the element itself and the batch variance is 0; the running "
-                    f"variance decays to 0 as {site.spec.decay:g}^n"
-                ),
+        yield _finding(site.spec.path, site.spec.decay)
+
+
+def _planned(signals: Signals) -> Iterator[Finding]:
+    """Yield the layers that are to normalize one element per channel, as the graph and the size of a batch say."""
+    structure = signals.structure
+    if structure is None or structure.batch_size is None:
+        return
+    for layer in structure.layers:
+        if layer.trainable and any(structure.batch_size * (place.elements or 2) == 1 for place in layer.places):
+            yield _finding(layer.path, layer.decay)
+
+
+def _finding(path: str, decay: float) -> Finding:
+    return Finding(
+        subject=path,
+        message=f"`{path}` normalizes one element per channel: its output is beta, whatever the input",
+        evidence={
+            "count": Quantity(1, "element per channel"),
+            "effective_samples": Quantity(1, "needed at least 2 for a variance"),
+        },
+        notes=(
+            (
+                "with one element the batch mean is the element itself and the batch variance is 0; the running "
+                f"variance decays to 0 as {decay:g}^n"
             ),
-            helps=(
-                "train with batches of several examples (16 or more)",
-                "or use a normalization that does not depend on the batch: GroupNormalization, LayerNormalization",
-            ),
-        )
+        ),
+        helps=(
+            "train with batches of several examples (16 or more)",
+            "or use a normalization that does not depend on the batch: GroupNormalization, LayerNormalization",
+        ),
+    )

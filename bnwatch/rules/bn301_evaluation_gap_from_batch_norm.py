@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
-from bnwatch.signals import gap
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, restores, rule, unexplained_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.evidence import Attribution, Cell, Cells, SiteCost, Split, Statistics
+    from bnwatch.evidence import Attribution, Cells, SiteCost, Split
     from bnwatch.signals import Signals
 
 SHORT_MEMORY = 0.9
@@ -21,8 +20,6 @@ SHORT_MEMORY = 0.9
 
 LONGEST = 5
 """Rows of the ranking: what is farther down explains little."""
-
-COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
 
 @rule(
@@ -52,7 +49,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     guilty = None if ranking is None else ranking.explained(limits["most"])
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
-    restored = "population" in row and _restores(row["population"], row["batch"], row["running"])
+    restored = "population" in row and restores(row["population"], row["batch"], row["running"])
     yield Finding(
         subject="model",
         message=f"running statistics cost {100 * cost:.1f} points of {split} accuracy{_where(guilty)}: "
@@ -65,7 +62,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
                 row["running"].accuracy, f"on {split} data with running statistics", row["running"].interval
             ),
         },
-        table=_table(cells),
+        table=cells_table(cells),
         further=() if ranking is None else (_ranking(ranking),),
         notes=(*_notes(cells, restored=restored), *_attributed(ranking, guilty)),
         helps=(
@@ -83,7 +80,8 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
 
 def _refresh(signals: Signals) -> tuple[str, ...]:
     """Return what helps where a re-estimate restores accuracy."""
-    helps = ["re-estimate the running statistics over training data with frozen weights before evaluating"]
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
+    helps = [f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"]
     decay = max((spec.decay for spec in signals.specs.values()), default=0.0)
     if decay > SHORT_MEMORY:
         helps.append(
@@ -98,17 +96,12 @@ def _suspicion(signals: Signals, alpha: float) -> str | None:
     """Return why the experiment is worth its time, None where nothing calls for it."""
     if not signals.evaluations:
         return None
-    found = gap(signals.evaluations[-1])
-    if found is not None and found[0] > 0.0 and found[1] < alpha:
-        return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
+    unexplained = unexplained_gap(signals, alpha)
+    if unexplained is not None:
+        return unexplained
     if any(apart is not None and apart.differ(alpha) for _, _, apart in signals.shared()):
         return "a layer is shared by call sites that differ; what explains it is not measured yet"
     return None
-
-
-def _restores(population: Cell, batch: Cell, running: Cell) -> bool:
-    """Return whether re-estimated statistics win back more than half of what running statistics cost."""
-    return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
 
 
 def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
@@ -124,20 +117,6 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
     if cells.missing:
         notes.append(f"measured on part of the data only: {cells.missing}")
     return tuple(notes)
-
-
-def _table(cells: Cells) -> Table:
-    return Table(
-        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
-        tuple(
-            (
-                f"{split} data",
-                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
-                float(row["running"].examples),
-            )
-            for split, row in cells.rows()
-        ),
-    )
 
 
 def _where(guilty: SiteCost | None) -> str:

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 @rule("BN902", "nothing-watched", severity=Severity.WARNING)
 def nothing_watched(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
     """The model has no batch-normalization layer that can be watched."""
-    attachment = signals.attachment
-    if attachment is None or attachment.layers or signals.specs:
+    attachment, structure = signals.attachment, signals.structure
+    layers = structure.layers if attachment is None and structure is not None else attachment and attachment.layers
+    if layers is None or layers or signals.specs:
         return
-    unsupported = [f"`{path}`: {reason}" for path, reason in attachment.unsupported.items()]
+    unsupported = [f"`{path}`: {reason}" for path, reason in (attachment.unsupported if attachment else {}).items()]
     yield Finding(
         subject="model",
         message="the model has no batch-normalization layer that can be watched",
         evidence={"unsupported": Quantity(len(unsupported), "layers that normalize but cannot be watched")}
         if unsupported
         else {},
-        notes=(*unsupported, "accuracy is still watched (BN302, BN306)"),
+        notes=(*unsupported, "accuracy is watched all the same (BN302, BN306)"),
         helps=("check that the watched model is the one that is trained",),
     )

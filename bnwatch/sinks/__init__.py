@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
-    from bnwatch.evidence import Attribution, Cells, Look
-    from bnwatch.records import Attachment, EvaluationRecord
+    from bnwatch.evidence import Attribution, Cells, Entering, Look
+    from bnwatch.records import Attachment, EvaluationRecord, Structure
     from bnwatch.signals import SignalTable
 
-    Item: TypeAlias = Attachment | SignalTable | EvaluationRecord | Cells | Attribution | Look | Diagnosis | Skipped
+    Seen: TypeAlias = Attachment | Structure | SignalTable | EvaluationRecord | Cells | Attribution | Entering | Look
+    Item: TypeAlias = Seen | Diagnosis | Skipped
 
 
 class Sink(Protocol):

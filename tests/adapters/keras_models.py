@@ -155,11 +155,15 @@ class FakeWatch:
     evaluations: list = field(default_factory=list)
     labs: list = field(default_factory=list)
     faults: list = field(default_factory=list)
+    structure: object = None
     closed: int = 0
     on_experiment: object = None
 
     def open(self, attachment):
         self.opened.append(attachment)
+
+    def structured(self, structure):
+        self.structure = structure
 
     def due(self, step):
         return self.enabled and step % self.every == 0

@@ -40,10 +40,10 @@ MODES = {
 """Ways of training: arguments of `compile`, and the policy of data types."""
 
 IMPOSSIBLE = {
-    ("torch", "jit"): "torch.compile needs a C++ compiler, and Keras calls its support experimental",
+    ("torch", "jit"): "torch.compile takes more than a minute a net on two busy cores",
     ("torch", "two_steps"): "Keras refuses steps_per_execution > 1 on torch",
 }
-"""What a backend (or ``legacy``, Keras 2) cannot do at all, by way of training, and why."""
+"""Ways of training that a backend (or ``legacy``, Keras 2) lacks, or that outlast a test, and why."""
 
 
 def modes(*names):

@@ -358,3 +358,28 @@ def test_the_watch_names_the_layer_in_its_diagnosis() -> None:
     assert "most of it at `bn3`" in gap.message
     assert gap.further[0].rows[0][0] == "bn3"
     assert isinstance(watching.watch.signals.attribution, evidence.Attribution)
+
+
+class Scaled:
+    """Evaluation inputs of another scale than those of the training."""
+
+    def __init__(self, model: Any, factor: float) -> None:
+        self.model, self.factor = model, np.float32(factor)
+        self.cleargrads = model.cleargrads
+
+    def __call__(self, x: Any) -> Any:
+        return self.model(x if chainer.config.train else self.factor * x)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 / 255])
+def test_evaluation_inputs_of_another_scale_are_told_at_the_first_layer(factor: float) -> None:
+    np.random.seed(0)  # noqa: NPY002
+    model = Deep()
+    optimizer = chainer.optimizers.Adam(0.01).setup(model)
+    with bnwatch.chainer.watch(model, None, every=4, on_diagnosis="log") as watching:
+        models.loop(Scaled(model, factor), watching, optimizer, epochs=8)
+    found = [d for d in watching.diagnoses if d.rule in {"BN301", "BN304"} and d.state == "active"]
+    assert [d.rule for d in found] == ([] if factor == 1.0 else ["BN304"])
+    assert [site.subject for site in watching.watch.signals.entering.sites] == list(NAMES)
+    assert watching.watch.signals.entering.sites[0].std_ratio == pytest.approx(factor, rel=0.15)
+    assert all("from `bn1` on" in d.message and str(d.severity) == "warning" for d in found)

@@ -8,6 +8,7 @@ for ``test_keras_statistics.py`` to show, and that nothing is changed for ``test
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,18 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.adapters.keras_models import CLASSES, Batches, ByHand, FakeWatch, data, faked, quiet_watch, state
-from tests.adapters.library import LEGACY, TENSORFLOW, TORCH, dtype_policy, keras, layers, modes, to_numpy
+from tests.adapters.library import (
+    BACKEND,
+    LEGACY,
+    TENSORFLOW,
+    TORCH,
+    VERSION,
+    dtype_policy,
+    keras,
+    layers,
+    modes,
+    to_numpy,
+)
 from tests.adapters.library import set_random_seed as seed
 
 if TYPE_CHECKING:
@@ -255,7 +267,9 @@ def arrays(x, y):
 
 
 def generator(x, y):
-    return {"x": (pair for pair in zip(np.split(x, STEPS), np.split(y, STEPS), strict=True)), "steps_per_epoch": STEPS}
+    # Keras 3.4 draws ahead on JAX, and warns where nothing is left
+    pairs = cycle(zip(np.split(x, STEPS), np.split(y, STEPS), strict=True))
+    return {"x": (pair for pair in pairs), "steps_per_epoch": STEPS}
 
 
 def dataset(x, y):
@@ -279,7 +293,12 @@ def data_loader(x, y):
     "form",
     [
         arrays,
-        generator,
+        pytest.param(
+            generator,
+            marks=pytest.mark.skipif(
+                BACKEND == "jax" and VERSION < (3, 5), reason="Keras 3.4 on JAX loses the first batch of a generator"
+            ),
+        ),
         dataset,
         pytest.param(tf_data, marks=pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow is not installed")),
         pytest.param(data_loader, marks=pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")),

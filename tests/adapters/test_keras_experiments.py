@@ -13,7 +13,7 @@ from bnwatch.keras.experiments import Given
 from bnwatch.keras.laboratory import KerasLaboratory, class_scores
 from bnwatch.keras.layers import find_layers
 from tests.adapters.keras_models import CLASSES, Batches, compiled, convolutional, data, faked, make, state
-from tests.adapters.library import keras, layers, modes, to_numpy
+from tests.adapters.library import LEGACY, keras, layers, modes, to_numpy
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,8 @@ def test_crosscheck_takes_datasets_and_says_what_is_missing(trained):
 @pytest.mark.parametrize("arguments", modes("default", "jit", "eager"))
 def test_kept_examples_are_batches_of_the_training(arguments):
     """Examples come in dictionaries, through a generator that could not be asked twice."""
+    if LEGACY and "jit_compile" in arguments:
+        pytest.skip("Keras 2 draws a batch and passes it to what XLA compiles with no place between")
     x, y = data(160, shape=(5,))
     drawn = []
 

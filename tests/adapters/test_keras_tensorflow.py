@@ -1,4 +1,4 @@
-"""What is so on the TensorFlow backend of Keras 3 alone."""
+"""What is so on TensorFlow alone, in Keras 3 and in Keras 2."""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def test_weights_optimizer_history_and_random_state(arguments):
     if LEGACY and "jit_compile" in arguments:
         # two trainings of Keras 2 without a watch do not agree there as soon as something is drawn
         arguments = {**arguments, "build": lambda: small(dropout=0.0)}
-    watch = quiet_watch(every=3)
+    # nothing can be kept from inside of what XLA compiles there
+    probe = data(70, shape=(5,)) if LEGACY and "jit_compile" in arguments else None
+    watch = quiet_watch(every=3, probe=probe)
     plain, plain_history = train([], **arguments)
     watched, watched_history = train([watch], **arguments)
     assert watch.watch.signals.faults == []
@@ -110,7 +112,8 @@ def plain_net():
 
 
 def test_nothing_stays_on_the_model():
-    model = make(small)
+    # Keras 2 would draw other numbers from a function that is traced anew, so the watch keeps away from it
+    model = make(lambda: small(dropout=0.0 if LEGACY else 0.3))
     x, y = data(64, shape=(5,))
     model.fit(x, y, verbose=0, validation_data=(x, y))
     before, functions = attributes(model), (model.train_function, model.test_function)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from bnwatch import moments, testing
+from bnwatch.diagnosis import Severity
+from bnwatch.records import Attachment, Structure
 from tests.rules import cases
 
 RULE = "BN101"
@@ -149,3 +151,29 @@ def test_healthy_shared_layers_raise_no_false_alarm():
                 (findings, _) = cases.look(RULE, fed)
                 alarms += {str(s) for s in cases.severities(RULE, findings)} != {"info"}
     assert alarms == 0
+
+
+def test_what_the_graph_says_before_training():
+    graph = Structure((testing.usage("bn", testing.place(producer="a"), testing.place(index=1, producer="b")),))
+    ((finding,), skipped) = cases.look("BN101", testing.signals(graph))
+    assert finding.severity is Severity.INFO
+    assert finding.message == "`bn` is shared by 2 call sites; whether they differ shows in training"
+    assert finding.table.rows == (("bn#0", "a"), ("bn#1", "b"))
+    assert skipped == []
+
+
+def test_the_graph_is_silent_once_training_is_watched():
+    graph = Structure((testing.usage("bn", testing.place(), testing.place(index=1)),))
+    assert cases.look("BN101", testing.signals(Attachment((testing.layer(),)), graph)) == ([], [])
+
+
+def test_a_layer_with_one_place_is_not_shared():
+    assert cases.look("BN101", testing.signals(Structure((testing.usage("bn", testing.place()),)))) == ([], [])
+
+
+@pytest.mark.parametrize(("framework", "helps"), [("keras 3.15.1 (jax)", 2), ("chainer 7.8.1", 1)])
+def test_the_repair_that_keras_models_have_is_offered_where_it_fits(framework, helps):
+    known = at_shift(1.0)
+    known.attach(Attachment(tuple(known.specs.values()), framework=framework))
+    findings, _ = cases.look("BN101", known)
+    assert len(findings[0].helps) == helps

@@ -1,4 +1,7 @@
+import pytest
+
 from bnwatch import testing
+from bnwatch.records import Structure
 from tests.rules import cases
 
 
@@ -33,3 +36,13 @@ QUIET = {
 }
 
 test_cases = cases.runner("BN205", fires=FIRES, quiet=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("batch", "elements", "found"), [(1, 1, 1), (2, 1, 0), (1, 2, 0), (1, None, 0), (None, 1, 0)], ids=str
+)
+def test_what_the_graph_says_before_training(batch, elements, found):
+    layer = testing.usage("bn", testing.place(elements=elements))
+    findings, skipped = cases.look("BN205", testing.signals(Structure((layer,), batch_size=batch)))
+    assert [f.subject for f in findings] == ["bn"] * found
+    assert skipped == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bnwatch import testing
-from bnwatch.records import EvaluationRecord
+from bnwatch.records import Attachment, EvaluationRecord
 from tests.rules import cases
 
 RULE = "BN301"
@@ -181,3 +181,12 @@ def test_the_attribution_of_other_cells_does_not_count():
     findings, skipped = cases.look(RULE, attributed(bn2=12.0, step=3))
     assert findings[0].further == ()
     assert [s.needs for s in skipped] == ["attribution"]
+
+
+@pytest.mark.parametrize("framework", ["keras 3.15.1 (torch)", "chainer 7.8.1", "recorded by hand"])
+def test_the_repair_is_named_as_the_user_calls_it(framework):
+    known = measured(0.9, 0.5, population=0.89, split="training")
+    known.attach(Attachment((), framework=framework))
+    ((finding,), _) = cases.look(RULE, known)
+    module = framework.partition(" ")[0]
+    assert (f"`bnwatch.{module}.recalibrate(model, batches)`" in finding.helps[0]) is (module != "recorded")

@@ -1,5 +1,5 @@
 from bnwatch import testing
-from bnwatch.records import Attachment
+from bnwatch.records import Attachment, Structure
 from tests.rules import cases
 
 FIRES = {
@@ -21,3 +21,9 @@ def test_what_cannot_be_watched_is_named_with_its_reason():
     ((finding,), _) = cases.look("BN902", FIRES["only what cannot be watched"]())
     assert finding.notes[0] == "`norm`: keeps eigenvalues only"
     assert finding.evidence["unsupported"].value == 1
+
+
+def test_a_graph_without_batch_normalization():
+    findings, _ = cases.look("BN902", testing.signals(Structure()))
+    assert [f.subject for f in findings] == ["model"]
+    assert cases.look("BN902", testing.signals(Structure((testing.usage(),)))) == ([], [])

@@ -37,6 +37,7 @@ def record(directory, steps=range(1, 41), *, close=True, sites=2):
     sink.write(samples.evaluation(steps[-1]))
     sink.write(samples.cells(steps[-1]))
     sink.write(samples.attribution(steps[-1]))
+    sink.write(samples.entering(steps[-1]))
     sink.write(samples.look(steps[-1]))
     sink.write(samples.diagnosis(step=steps[-1], last_step=steps[-1]))
     sink.write(Skipped("BN302", "the number of classes is not known"))
@@ -83,6 +84,7 @@ def test_everything_comes_back(tmp_path):
     assert math.isnan(evaluation.loss)
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
     assert run.looks == (samples.look(40),)
+    assert run.entering == (samples.entering(40),)
     assert run.report == samples.report(
         run=str(tmp_path / "a"), steps=40, samples=40, evaluations=1, sites=6, diagnoses=run.report.diagnoses
     )
@@ -427,6 +429,7 @@ def hostile_events():
         schema.EVALUATION: schema.evaluation_json(samples.evaluation()),
         schema.CELLS: schema.cells_json(samples.cells()),
         schema.ATTRIBUTION: schema.attribution_json(samples.attribution()),
+        schema.ENTERING: schema.entering_json(samples.entering()),
         schema.LOOK: schema.look_json(samples.look()),
         schema.DIAGNOSIS + "BN101/x": schema.stored_diagnosis_json(samples.diagnosis()),
         schema.SKIPPED + "BN101": schema.skipped_json(Skipped("BN101", "why")),
@@ -472,6 +475,7 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_diagnosis,
         schema.parse_cells,
         schema.parse_attribution,
+        schema.parse_entering,
         schema.parse_site,
     ):
         with pytest.raises(schema.SchemaError):

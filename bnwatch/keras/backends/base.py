@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     """Takes the mean and the biased variance of a batch, and a function that returns the elements per channel."""
 
 
+TOGGLED = (
+    "`trainable` was set on a layer after compile(), and watching would make it count already: call compile() again; "
+    "this training goes on unwatched"
+)
+"""Said where a function that is traced anew would train other layers than the one that the model already has."""
 ESSENCE = 200
 """Characters of an error message that are passed on."""
 
@@ -244,7 +249,7 @@ class Backend(ABC):
 
     # state
 
-    def hold(self, state: Any) -> None:
+    def hold(self, state: Any) -> None:  # noqa: B027 - elsewhere variables hold their values themselves
         """Take the values of the model's variables where a hand-written loop keeps them itself; None lets go of them.
 
         Args:
@@ -334,6 +339,12 @@ class Backend(ABC):
         wide = self.ops.cast(inputs, "float64" if "float64" in str(inputs.dtype) else "float32")
         mean, var = type(layer)._moments(layer, wide, mask)  # noqa: SLF001 - the layer's own way to its moments
         return mean, var, self.elements_per_channel(inputs, mask, int(mean.shape[0]))
+
+
+def trainable_toggled(model: Any) -> bool:
+    """Return whether ``trainable`` was set on a layer since ``compile``; functions traced earlier do not know of it."""
+    compiled = getattr(model, "_compiled_trainable_state", None) or {}
+    return any(layer.trainable != trainable for layer, trainable in compiled.items())
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from bnwatch.keras.backends.base import Backend, Reading, Stored, refused
-from bnwatch.keras.keep import Kept, mapped
+from bnwatch.keras.keep import Kept, leaves, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,9 +27,10 @@ class TorchBackend(Backend):
     name = "torch"
 
     def __init__(self, model: Any) -> None:
-        """Bind to a model; nothing is touched."""
-        super().__init__(model)
-        self._slots: Slots | None = None
+        """Bind to a model, also to one that is wrapped to train in several processes; nothing is touched."""
+        super().__init__(model.module if isinstance(model, DistributedDataParallel) else model)
+        self._slots = Slots()
+        self._guard: Guard = lambda _: nullcontext()
 
     @property
     def speaks(self) -> bool:
@@ -53,21 +55,28 @@ class TorchBackend(Backend):
     def hooks(self, watched: Watched, record: Record) -> dict[str, Callable[..., Any]]:
         """Return methods to put on a layer, by name, that call ``record`` for every call in training mode."""
 
+        # torch.compile leaves it alone: what is noted on the host is no part of a compiled step
+        @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
         def recorded(mean: Any, var: Any, count: Callable[[], Any]) -> None:
-            if recomputing() and self._slots is not None:
-                self._slots.again(watched)
-            elif not self._symbolic(mean):
-                record(mean, var, count)
+            with self._guard("recording batch statistics"):
+                if recomputing():
+                    self._slots.again(watched)
+                elif not self._symbolic(mean):
+                    record(mean, var, count)
 
         return super().hooks(watched, recorded)
 
     def _symbolic(self, mean: Any) -> bool:
-        """Return whether a call only asks for shapes: on no device, or on one where the ``meta`` device would not do."""
-        return bool(mean.is_meta) or self.library.src.backend.common.symbolic_scope.in_symbolic_scope()
+        """Return whether a call only asks for shapes, on the ``meta`` device or where that would not do."""
+        return bool(mean.is_meta) or self._known_everywhere("symbolic_scope") is not None
 
-    def storage(self, guard: Guard) -> Storage:  # noqa: ARG002 - nothing here runs unguarded
+    def _known_everywhere(self, name: str) -> Any:
+        """Return what Keras keeps for everybody under a name; None where it has none."""
+        return self.library.src.backend.common.global_state.get_global_attribute(name)
+
+    def storage(self, guard: Guard) -> Storage:
         """Return an empty storage."""
-        self._slots = Slots()
+        self._slots, self._guard = Slots(), guard
         return self._slots
 
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
@@ -147,7 +156,7 @@ class TorchBackend(Backend):
         metrics = [*getattr(model, "metrics", ()), *getattr(loss, "metrics", ())]
         found = [*model.non_trainable_variables, *(v for metric in metrics for v in metric.variables)]
         # layers that are given no seed share a generator; asking Keras for it would make one
-        shared = self.library.src.backend.common.global_state.get_global_attribute("global_seed_generator")
+        shared = self._known_everywhere("global_seed_generator")
         return list({id(v): v for v in [*found, *([] if shared is None else [shared.state])]}.values())
 
     def differentiated(self, compute: Callable[[], tuple[Any, Any]], weights: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -158,7 +167,9 @@ class TorchBackend(Backend):
             connected = loss.requires_grad and tensors
             gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if connected else [None] * len(tensors)
         zero = torch.zeros_like
-        return found, [zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)]
+        return found, [
+            zero(t) if gradient is None else gradient for t, gradient in zip(tensors, gradients, strict=True)
+        ]
 
 
 def recomputing() -> bool:
@@ -188,6 +199,16 @@ def on_host(tensors: Sequence[Any]) -> list[NDArray[Any]]:
         parts = np.split(wide.cpu().numpy(), np.cumsum(sizes)[:-1])
         found.update((n, part.reshape(tensors[n].shape)) for n, part in zip(members, parts, strict=True))
     return [found[n] for n in range(len(tensors))]
+
+
+def copied(batch: Any) -> Any | None:
+    """Return a copy of a batch, or None if some of it is no array.
+
+    A generator may fill the same memory again, and a step may change its batch in place.
+    """
+    if not all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in leaves(batch)):
+        return None
+    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy(), batch)
 
 
 class Slot:
@@ -312,8 +333,7 @@ class TorchKeeper:
         def passing(batches: Any) -> Any:
             if self.wanted:
                 with self._guard("keeping a batch"):
-                    # a copy: a generator may fill the same memory again, a step may change its batch in place
-                    self._batch = mapped(torch.clone, batches[0])
+                    self._batch = copied(batches[0])
             return function(batches)
 
         return passing

@@ -14,8 +14,8 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Attribution, Look
-from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.evidence import Attribution, Entering, Look
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-    Entity = (
-        SignalTable | Attachment | EvaluationRecord | RecordedCells | Attribution | Look | Diagnosis | Skipped | Report
-    )
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Entering | Look
+    Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
 
@@ -48,11 +47,13 @@ class RunRecord:
         directory: where its event files lie.
         report: the last state of every diagnosis, and what was watched.
         attachment: what the tap found when it was attached, last time; None when that was not recorded.
+        structure: what was known before the first step, last time; None when that was not recorded.
         specs: layers by path, from the attachment and from the tables.
         tables: the samples, by step.
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
         attributions: to which layers the cost of the running statistics was attributed, by step.
+        entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
         problems: what could not be read, one sentence each.
     """
@@ -60,11 +61,13 @@ class RunRecord:
     directory: Path
     report: Report
     attachment: Attachment | None = None
+    structure: Structure | None = None
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     tables: tuple[SignalTable, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
     attributions: tuple[Attribution, ...] = ()
+    entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -186,9 +189,11 @@ class _Decoder:
         self._layouts: dict[str, _Layout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
+            schema.STRUCTURE: schema.parse_structure,
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
             schema.ATTRIBUTION: schema.parse_attribution,
+            schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
             schema.REPORT: schema.parse_report,
         }
@@ -322,11 +327,13 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         directory=directory,
         report=report,
         attachment=attachment,
+        structure=run.structure,
         specs=specs,
         tables=tables,
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
+        entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
         problems=tuple(problem for file in files for problem in file.problems),
     )
@@ -350,6 +357,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.attachment: Attachment | None = None
+        self.structure: Structure | None = None
         self.report: Report | None = None
         self.skipped: dict[str, Skipped] = {}
         self._states: dict[str, tuple[int, Diagnosis]] = {}
@@ -364,6 +372,8 @@ class _Run:
     def take(self, entity: Entity) -> None:
         if isinstance(entity, Attachment):
             self.attachment = entity
+        elif isinstance(entity, Structure):
+            self.structure = entity
         elif isinstance(entity, Diagnosis):
             self._diagnosed(entity)
             self.skipped.pop(entity.rule, None)

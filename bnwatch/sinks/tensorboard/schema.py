@@ -6,7 +6,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-* ``bnwatch/attachment``, ``evaluation``, ``cells``, ``attribution``, ``look``, ``report``: JSON
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``:
+  JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
@@ -23,8 +24,18 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
-from bnwatch.evidence import Attribution, Difference, LayerLook, Look, SiteCost, Split, Statistics
-from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
+from bnwatch.evidence import (
+    Attribution,
+    Difference,
+    Entering,
+    LayerLook,
+    Look,
+    SiteCost,
+    SiteShift,
+    Split,
+    Statistics,
+)
+from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 
 if TYPE_CHECKING:
@@ -37,9 +48,11 @@ STATS = "bnwatch/stats/"
 SITES = "bnwatch/sites/"
 PROGRESS = "bnwatch/progress"
 ATTACHMENT = "bnwatch/attachment"
+STRUCTURE = "bnwatch/structure"
 EVALUATION = "bnwatch/evaluation"
 CELLS = "bnwatch/cells"
 ATTRIBUTION = "bnwatch/attribution"
+ENTERING = "bnwatch/entering"
 LOOK = "bnwatch/look"
 DIAGNOSIS = "bnwatch/diagnosis/"
 SKIPPED = "bnwatch/skipped/"
@@ -116,6 +129,11 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
     }
 
 
+def structure_json(structure: Structure) -> dict[str, Any]:
+    """Return what is known before the first step as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(structure))}
+
+
 def spec_json(spec: LayerSpec) -> dict[str, Any]:
     """Return a layer's specification as JSON objects."""
     return dict(_finite(asdict(spec)))
@@ -163,6 +181,11 @@ def cells_json(cells: Cells) -> dict[str, Any]:
 def attribution_json(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as JSON objects."""
     return {"schema": SCHEMA, **_finite(asdict(attribution))}
+
+
+def entering_json(entering: Entering) -> dict[str, Any]:
+    """Return what enters each layer as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(entering))}
 
 
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
@@ -232,6 +255,10 @@ class Fields:
     def number(self, name: str) -> float:
         """Return a number, also one of those that JSON writes as text."""
         return _number(self._data.get(name), f"{name} of {self._what}")
+
+    def maybe_integer(self, name: str) -> int | None:
+        """Return a whole number or None."""
+        return self.integer(name) if self.has(name) else None
 
     def maybe_number(self, name: str) -> float | None:
         """Return a number or None."""
@@ -357,6 +384,46 @@ def parse_attachment(data: object) -> Attachment:
     )
 
 
+def parse_structure(data: object) -> Structure:
+    """Return what was known before the first step."""
+    structure = Fields(data, "structure")
+    structure.version()
+    return Structure(
+        layers=tuple(_parse_usage(Fields(layer, "layer of structure")) for layer in structure.items("layers")),
+        hidden=structure.maybe_text("hidden"),
+        batch_size=structure.maybe_integer("batch_size"),
+        steps_per_epoch=structure.maybe_integer("steps_per_epoch"),
+        epochs=structure.maybe_integer("epochs"),
+    )
+
+
+def _parse_usage(layer: Fields) -> Usage:
+    return Usage(
+        path=layer.text("path"),
+        kind=layer.text("kind"),
+        decay=layer.number("decay"),
+        trainable=layer.flag("trainable"),
+        places=tuple(_parse_place(Fields(place, "place")) for place in layer.items("places")),
+    )
+
+
+def _parse_place(place: Fields) -> Place:
+    site = place.fields("site")
+    return Place(
+        site=CallSite(site.text("layer"), site.integer("index"), site.integer("replica")),
+        rank=place.maybe_integer("rank"),
+        axis=place.maybe_integer("axis"),
+        elements=place.maybe_integer("elements"),
+        producer=place.maybe_text("producer"),
+        kind=place.maybe_text("kind"),
+        layout=place.choice("layout", get_args(Layout)) if place.has("layout") else None,  # type: ignore[arg-type]
+        bias=place.flag("bias"),
+        dropout=place.maybe_text("dropout"),
+        rate=place.share("rate"),
+        output=place.flag("output"),
+    )
+
+
 def parse_evaluation(data: object) -> EvaluationRecord:
     """Return an evaluation."""
     evaluation = Fields(data, "evaluation")
@@ -469,6 +536,33 @@ def parse_attribution(data: object) -> Attribution:
 def _parse_difference(difference: Fields) -> Difference:
     interval = _pair(difference.items("interval"), "interval of a difference")
     return Difference(difference.number("gained"), interval, difference.number("p_value"))
+
+
+def parse_entering(data: object) -> Entering:
+    """Return what enters each layer."""
+    found = Fields(data, "entering")
+    found.version()
+    sites = []
+    for entry in found.items("sites"):
+        site = Fields(entry, "site of entering")
+        sites.append(
+            SiteShift(
+                layer=site.text("layer"),
+                index=site.integer("index") if site.has("index") else None,
+                mean_shift=site.number("mean_shift"),
+                std_ratio=site.number("std_ratio"),
+                p_value=site.maybe_number("p_value"),
+            )
+        )
+    return Entering(
+        step=found.integer("step"),
+        epoch=found.integer("epoch"),
+        training=found.integer("training"),
+        evaluation=found.integer("evaluation"),
+        sites=tuple(sites),
+        untold=found.maybe_text("untold"),
+        seconds=found.number("seconds"),
+    )
 
 
 def parse_skipped(data: object) -> Skipped:

@@ -18,8 +18,8 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
-from bnwatch.evidence import Attribution, Cells, Look
-from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.evidence import Attribution, Cells, Entering, Look
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile
@@ -42,7 +42,9 @@ _TEXTS = 10
 
 _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attachment: (schema.ATTACHMENT, schema.attachment_json),
+    Structure: (schema.STRUCTURE, schema.structure_json),
     Attribution: (schema.ATTRIBUTION, schema.attribution_json),
+    Entering: (schema.ENTERING, schema.entering_json),
     Look: (schema.LOOK, schema.look_json),
 }
 """Items that are JSON and nothing else."""
@@ -73,7 +75,7 @@ class TensorBoardSink:
         self._step: int | None = None
         self._generation = self._file.generation
         self._described: set[str] = set()
-        self._waiting: list[Attachment | Skipped] = []
+        self._waiting: list[Attachment | Structure | Skipped] = []
         self._specs: dict[str, LayerSpec] = {}
         self._sites: tuple[CallSite, ...] | None = None
         self._stats = "", ""
@@ -91,7 +93,7 @@ class TensorBoardSink:
         if isinstance(item, Attachment):
             self._specs.update({spec.path: spec for spec in item.layers})
             self._sites = None
-        if isinstance(item, (Attachment, Skipped)):
+        if isinstance(item, (Attachment, Structure, Skipped)):
             # without a step there is nothing yet to tell a reader where this file takes up the run
             if self._step is None:
                 self._waiting.append(item)
@@ -141,7 +143,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Attribution, Look)):
+        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):

@@ -10,8 +10,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from bnwatch.keras.backends.base import Backend
-from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, JaxKeeper
+from bnwatch.keras.backends.base import TOGGLED, Backend, trainable_toggled
+from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, JaxKeeper, traced
 from bnwatch.keras.backends.jax.quiet import Quiet
 from bnwatch.keras.backends.jax.sites import call_sites
 from bnwatch.keras.backends.jax.slots import JaxSlots, elements_per_channel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bnwatch.keras.layers import Watched
 
 SPARE = 2
-"""Places for a layer in a hand-written loop, in multiples of its calls in the model: a step may call the model twice."""
+"""Places for a layer in a hand-written loop, in multiples of its calls in the model: a step may call it twice."""
 
 
 class JaxBackend(Backend):
@@ -54,7 +54,7 @@ class JaxBackend(Backend):
         nnx = getattr(self.library.config, "is_nnx_enabled", None)
         if nnx is not None and nnx():
             return "bnwatch does not watch Keras on JAX with Flax NNX; this training goes on unwatched"
-        return None
+        return TOGGLED if trainable_toggled(self.model) and traced(self.model.train_function) else None
 
     # the tap
 
@@ -112,7 +112,8 @@ class JaxBackend(Backend):
     def arrays(self, variables: Sequence[Any]) -> list[Any]:
         """Return the arrays that variables of the model hold now, also in the middle of an epoch."""
         now = self._now()
-        return [now[id(v)] if id(v) in now else v.value for v in variables]
+        # a variable without a value cannot even be asked for it
+        return [v.value if (array := now.get(id(v))) is None else array for v in variables]
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
         """Give a variable of the model another value, between steps."""
@@ -151,7 +152,7 @@ class JaxBackend(Backend):
         for name, values in state.items():
             variables = self.model.optimizer.variables if name == "optimizer_variables" else getattr(self.model, name)
             if len(variables) != len(values):
-                msg = f"the state has {len(values)} {name}, the model has {len(variables)}: was watch() entered later?"
+                msg = f"the state has {len(values)} {name}, the model has {len(variables)}"
                 raise ValueError(msg)
             found.update(zip(map(id, variables), values, strict=True))
         return found

@@ -61,8 +61,11 @@ class JaxKeeper:
 
 
 def _own(leaf: Any) -> Any:
-    """Return an array that nobody writes to: a generator may fill the same one with its next batch."""
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    """Return an array that nobody writes to.
+
+    A generator may fill the same one with its next batch, and JAX does not copy what it puts on a CPU.
+    """
+    return leaf.copy()
 
 
 class _Draws:
@@ -180,10 +183,16 @@ class JaxFunctions:
             self._slots.grow()
             self.make(*self._keepers)
             self._stuck = False
-        state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: FBT003, SLF001
+        state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: SLF001
         model._jax_state_synced = False  # noqa: SLF001
         return model.train_function(state, draws.again())
 
 
 def _noting(function: Any, keeper: JaxKeeper) -> Any:
     return lambda state, batches: function(state, _Draws(batches, keeper).given())
+
+
+def traced(function: Any) -> bool:
+    """Return whether a function of a model is compiled, and was traced already."""
+    cells = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
+    return any(cell._cache_size() for cell in cells if hasattr(cell, "_cache_size"))  # noqa: SLF001 - there is no other

@@ -31,8 +31,12 @@ class Quiet:
             ExperimentNotPossibleError: the model cannot be run like this.
         """
         with refused():
-            self._variables = self._backend.state()
-            return self._function(self._backend.arrays(self._variables), *arguments)
+            variables = self._backend.state()
+            pairs = zip(variables, self._backend.arrays(variables), strict=True)
+            # a pure loop may have given away what the model had of its optimizer
+            now = [(variable, array) for variable, array in pairs if not array.is_deleted()]
+            self._variables = [variable for variable, _ in now]
+            return self._function([array for _, array in now], *arguments)
 
     def _pure(self, values: Sequence[Any], *arguments: Any) -> Any:
         with self._backend.holding(dict(zip(map(id, self._variables), values, strict=True)), self._variables):

@@ -167,10 +167,12 @@ def _bits(array: Any) -> Any:
     return jax.lax.bitcast_convert_type(array.astype(jnp.float32), jnp.int32)
 
 
-@jax.jit
-def _joined(arrays: Sequence[Any]) -> Any:
+def _concatenated(arrays: Sequence[Any]) -> Any:
     """Return everything in one array: slots as they are, of running statistics the bits of their float32."""
     return jnp.concatenate([array if array.dtype == jnp.int32 else _bits(array) for array in arrays])
+
+
+_joined = jax.jit(_concatenated)
 
 
 def _moments(part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

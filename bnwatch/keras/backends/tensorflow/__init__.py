@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from bnwatch.keras.backends.base import Backend
+from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
 from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
 from bnwatch.keras.backends.tensorflow.quiet import Quiet, preserved
@@ -49,10 +49,7 @@ class TensorFlowBackend(Backend):
         if strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.MirroredStrategy):
             return f"bnwatch does not watch training under {type(strategy).__name__}; this training goes on unwatched"
         if retracing_changes_training(self.model):
-            return (
-                "`trainable` was set on a layer after compile(), and watching would make it count already: "
-                "call compile() again; this training goes on unwatched"
-            )
+            return TOGGLED
         return None
 
     def why_no_experiments(self) -> str | None:

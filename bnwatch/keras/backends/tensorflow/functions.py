@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from bnwatch.keras.backends.base import trainable_toggled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -75,10 +77,7 @@ def retracing_changes_training(model: Any) -> bool:
     Keras goes on with a function traced earlier although ``trainable`` was set since; only ``compile`` makes it look
     again.
     """
-    compiled = getattr(model, "_compiled_trainable_state", None)
-    if compiled is None or all(layer.trainable == trainable for layer, trainable in compiled.items()):
-        return False
-    return _traced(model.train_function)
+    return trainable_toggled(model) and _traced(model.train_function)
 
 
 def _traced(function: Any) -> bool:

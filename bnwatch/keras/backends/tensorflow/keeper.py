@@ -84,16 +84,16 @@ class TensorFlowKeeper:
         """Return a step on a batch that has the batch stored first where it is asked for."""
 
         def passing(data: Any) -> Any:
-            with self._guard("keeping a batch"):
-                self._offer(data)
+            self.offer(data)
             return step(data)
 
         return tf.autograph.experimental.do_not_convert(passing)
 
-    def _offer(self, data: Any) -> None:
-        """Store a batch; called for each replica, or once for all of them."""
-        for replica, part in self._replicas.parts(data).items():
-            self._offer_part(part, replica)
+    def offer(self, data: Any) -> None:
+        """Store a batch where it is asked for; called for each replica, or once for all of them."""
+        with self._guard("keeping a batch"):
+            for replica, part in self._replicas.parts(data).items():
+                self._offer_part(part, replica)
 
     def _offer_part(self, data: Any, replica: int) -> None:
         # Keras turns what a generator gives as None into an empty Optional

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WORDS = 2
-"""Numbers of 32 bits that a count takes."""
+WORDS, WORD = 2, 2**24
+"""Numbers that a count takes, and the first integer beyond each of them."""
 
 
 def outside_of_functions(create: Callable[[], T]) -> T:
@@ -49,7 +49,7 @@ class Slot:
     """The last batch statistics of one call site on one replica, in a variable that no Keras object tracks."""
 
     def __init__(self, watched: Watched, replica: int, variable: Any) -> None:
-        """Take a variable that holds mean, variance and the bits of the count."""
+        """Take a variable that holds mean, variance and the words of the count."""
         self.watched, self.replica, self.variable = watched, replica, variable
         self.counters: list[Any] = []
         self.eager_calls = 0
@@ -58,10 +58,21 @@ class Slot:
         """Store the statistics of a call; runs eagerly or becomes part of the function being traced.
 
         Every step pays for each operation here, so there are few: no gradient passes an assignment, and a count that
-        is known when the function is traced is a constant. A count has no place in a float32 beyond 2^24, its bits do.
+        is known when the function is traced is a constant. A count has no place in one float32 beyond 2^24.
         """
         parts = [tf.reshape(tf.cast(part, tf.float32), (-1,)) for part in (mean, var)]
-        self.variable.assign(tf.concat([*parts, tf.bitcast(tf.cast(count, tf.int64), tf.float32)], 0))
+        self.variable.assign(tf.concat([*parts, _words(count)], 0))
+
+
+def _words(count: Any) -> Any:
+    """Return a count as two numbers that a float32 holds exactly.
+
+    Its bits would not do: as a float32 they are denormal, and XLA takes a constant that differs from 0 by that for 0.
+    """
+    if isinstance(count, int):
+        return np.array([count % WORD, count // WORD], np.float32)
+    wide = tf.cast(count, tf.int64)
+    return tf.cast(tf.stack([wide % WORD, wide // WORD]), tf.float32)
 
 
 def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
@@ -161,7 +172,7 @@ class _Reader:
                 slot.watched,
                 mean=part[: len(part) // 2 - 1],
                 var=part[len(part) // 2 - 1 : -WORDS],
-                count=int(part[-WORDS:].view(np.int64)[0]),
+                count=int(part[-2]) + WORD * int(part[-1]),
                 calls=slot.eager_calls + sum(calls[id(counter)] for counter in slot.counters),
                 replica=slot.replica,
                 running=running[id(slot.watched), slot.replica],

@@ -1,0 +1,31 @@
+"""BN110: a bias that batch normalization takes out again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, blind, named, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule("BN110", "redundant-bias", severity=Severity.INFO)
+def redundant_bias(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
+    """A layer in front of batch normalization with an offset has a bias, which cannot have an effect."""
+    yield from blind("BN110", signals)
+    places = signals.structure.places() if signals.structure else ()
+    layers = list(dict.fromkeys(place.producer for _, place in places if place.bias and place.producer))
+    if not layers:
+        return
+    what = "1 layer has" if len(layers) == 1 else f"{len(layers)} layers have"
+    yield Finding(
+        subject="model",
+        message=f"{what} a bias that batch normalization takes out again: {named(layers)}",
+        evidence={"layers": Quantity(len(layers), "with a redundant bias")},
+        notes=("subtracting the batch mean cancels the bias, and beta does its work: it costs memory, not accuracy",),
+        helps=("use_bias=False in these layers",),
+    )
