@@ -34,8 +34,9 @@ class Noise(layers.Layer):
 
 def small(dropout=0.3):
     """Return a net with dropout, a shared batch norm, and noise."""
-    # Keras 2 has no seeds that a layer could own
-    noise = layers.GaussianNoise(0.01 * bool(dropout)) if LEGACY else Noise()
+    # Keras 2 has no seeds that a layer could own; noise of size 0 is drawn there all the same
+    legacy = layers.GaussianNoise(0.01) if dropout else layers.Activation("linear")
+    noise = legacy if LEGACY else Noise()
     inputs = keras.Input((5,))
     shared = layers.BatchNormalization(momentum=0.9, name="shared")
     x = layers.Dropout(dropout)(shared(layers.Dense(8, activation="relu")(inputs)))
