@@ -82,12 +82,11 @@ class KerasLaboratory:
             for seen in self.inputs(batch, "batch"):
                 known = pooled.get(seen.site.layer)
                 pooled[seen.site.layer] = seen.moments if known is None else pool(known, seen.moments)
-        before = self.running()
-        try:
+        layers = [watched.layer for watched in self._layers if watched.path in pooled]
+        # replicas may keep running statistics of their own
+        with self._backend.preserving([v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]):
             self.assign({path: (found.mean, found.var) for path, found in pooled.items() if found.count})
             yield
-        finally:
-            self.assign({path: before[path] for path in pooled})
 
     def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
         """Return what every layer's output looks like on one batch, in execution order."""

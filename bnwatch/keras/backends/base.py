@@ -272,6 +272,16 @@ class Backend(ABC):
         """Give a variable of the model another value, on every replica, between epochs."""
         variable.assign(value)
 
+    @contextmanager
+    def preserving(self, variables: Sequence[Any]) -> Iterator[None]:
+        """Return a context after which variables hold what they held before, on every replica."""
+        before = self.values(variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                self.assign(variable, value)
+
     # experiments
 
     @abstractmethod

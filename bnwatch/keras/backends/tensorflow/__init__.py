@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -9,13 +10,13 @@ import tensorflow as tf
 from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
 from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
-from bnwatch.keras.backends.tensorflow.quiet import Quiet
+from bnwatch.keras.backends.tensorflow.quiet import Quiet, preserved
 from bnwatch.keras.backends.tensorflow.replicas import Replicas
 from bnwatch.keras.backends.tensorflow.slots import Slots, copies, elements_per_channel, raw
 from bnwatch.keras.keep import mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -107,6 +108,12 @@ class TensorFlowBackend(Backend):
         """Give a variable of the model another value, on every replica."""
         for copy in copies(variable):
             copy.assign(value)
+
+    @contextmanager
+    def preserving(self, variables: Sequence[Any]) -> Iterator[None]:
+        """Return a context after which variables hold what they held before, on every replica."""
+        with preserved([copy for variable in variables for copy in copies(variable)]):
+            yield
 
     # experiments
 
