@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.adapters.keras_models import CLASSES, ByHand, compiled, convolutional, data, faked, make
+from tests.adapters.keras_models import CLASSES, ByHand, compiled, convolutional, data, faked, hooks, make, state
 from tests.adapters.library import LEGACY, VERSION, keras, layers, modes, to_numpy
+from tests.adapters.library import set_random_seed as seed
 
 
 class Recorder(keras.callbacks.Callback):
@@ -203,3 +206,76 @@ def test_layers_that_cannot_be_watched_are_named_with_the_reason():
     model.fit(x, y, verbose=0, callbacks=[callback])
     assert watch.opened[0].layers == ()
     assert f"is no {keras.__name__}.layers.BatchNormalization" in watch.opened[0].unsupported["r"]
+
+
+def test_layers_made_in_the_first_call():
+    class Late(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.late = layers.Dense(CLASSES, name="scores"), None
+
+        def call(self, x, training=None):
+            if self.late is None:
+                self.late = layers.BatchNormalization(momentum=0.9, name="late")
+            return self.scores(self.late(x, training=training))
+
+    x, y = data(128, shape=(5,))
+    model = make(Late)
+    callback, watch = faked(experiments=False)
+    model.fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=[callback])
+    assert not watch.faults
+    assert [snapshot.step for snapshot in watch.snapshots] == [1, 2, 3, 4]
+    for snapshot in watch.snapshots[1:]:
+        (call,) = snapshot.calls
+        rows = x[32 * snapshot.step - 32 : 32 * snapshot.step].astype("float64")
+        assert_allclose(call.batch.mean, rows.mean(0), atol=2e-5)
+        assert_allclose(call.batch.var, rows.var(0), rtol=1e-4)
+    assert not hooks(model)
+
+
+@pytest.mark.skipif(LEGACY, reason="the optimizers of Keras 2 accumulate no gradients")
+def test_gradients_are_accumulated_as_unwatched():
+    x, y = data(160, shape=(5,))
+
+    def run(callbacks):
+        seed(4)
+        inputs = keras.Input((5,))
+        z = layers.Dense(6)(layers.BatchNormalization(name="first")(inputs))
+        model = keras.Model(inputs, layers.Dense(CLASSES)(layers.BatchNormalization()(z)))
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=callbacks)
+        return state(model)
+
+    callback, watch = faked(experiments=False)
+    assert run([callback]) == run([])
+    assert not watch.faults
+    # every small batch is normalized with its own statistics, and moves the running ones
+    assert [snapshot.calls[0].running.updates for snapshot in watch.snapshots] == [1, 2, 3, 4, 5]
+    for number, snapshot in enumerate(watch.snapshots):
+        assert_allclose(snapshot.calls[0].batch.mean, x[32 * number :][:32].astype("float64").mean(0), atol=2e-5)
+
+
+@pytest.mark.skipif(
+    LEGACY or "renorm" not in signature(layers.BatchNormalization).parameters,
+    reason="this BatchNormalization does not renormalize; that of Keras 2 is tested with its kernel",
+)
+def test_batch_renormalization_shows_the_statistics_of_the_batch():
+    x, y = data(96, shape=(5,))
+
+    def run(callbacks):
+        model = make(
+            lambda: keras.Sequential(
+                [keras.Input((5,)), layers.BatchNormalization(renorm=True, name="bn"), layers.Dense(CLASSES)]
+            )
+        )
+        model.fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=callbacks, validation_data=(x, y))
+        return state(model)
+
+    callback, watch = faked()
+    assert run([callback]) == run([])
+    assert not watch.faults
+    for number, snapshot in enumerate(watch.snapshots):
+        rows = x[32 * number :][:32].astype("float64")
+        assert_allclose(snapshot.calls[0].batch.mean, rows.mean(0), atol=2e-5)
+        assert_allclose(snapshot.calls[0].batch.var, rows.var(0), rtol=1e-4)
