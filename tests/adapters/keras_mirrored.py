@@ -155,8 +155,8 @@ def test_experiments_by_hand_change_no_replica_and_a_repair_reaches_all():
 def test_healthy_replicas_raise_no_alarm_and_have_names_in_the_record(tmp_path):
     def healthy():
         inputs = keras.Input((5,))
-        x = layers.BatchNormalization(momentum=0.9, name="first")(layers.Dense(8)(inputs))
-        x = layers.BatchNormalization(momentum=0.9, name="second")(layers.Dense(8)(layers.ReLU()(x)))
+        x = layers.BatchNormalization(momentum=0.9, name="first")(layers.Dense(8, use_bias=False)(inputs))
+        x = layers.BatchNormalization(momentum=0.9, name="second")(layers.Dense(8, use_bias=False)(layers.ReLU()(x)))
         return keras.Model(inputs, layers.Dense(CLASSES)(layers.ReLU()(x)))
 
     watch = BatchNormWatch(tmp_path, every=5)  # a warning would be an error here
