@@ -4,6 +4,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 NOX := .venv/nox/bin/nox
 SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer
+JOBS ?= 2
 BENCHMARKED := unit keras chainer
 
 .DEFAULT_GOAL := help
@@ -13,9 +14,14 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 test: $(NOX) ## lint, then every test in its own environment; ends with one line of totals
-	@rm -rf .venv/results
-	@$(NOX) --sessions lint $(SESSIONS); status=$$?; \
+	@rm -rf .venv/results && mkdir -p .venv/results
+	@$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(addprefix session-,lint $(SESSIONS)); status=$$?; \
 	.venv/nox/bin/python tests/summary.py .venv/results $(SESSIONS) || status=1; exit $$status
+
+# A session's lines begin with its name: several run at once.
+session-%:
+	@{ $(NOX) --sessions $* 2>&1; echo $$? > .venv/results/$*.status; } | awk '{print "$*: " $$0; fflush()}'; \
+	exit $$(cat .venv/results/$*.status)
 
 demo: $(NOX) ## train a broken network and its repaired twin, and watch bnwatch tell them apart
 	@$(NOX) --sessions demo

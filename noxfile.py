@@ -35,8 +35,6 @@ PARTICULAR = {
 # Keras 2 runs on TensorFlow alone: what holds for the one holds for the other.
 PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "tensorflow_loop")]
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
-# The example imports whatever is called keras, which is Keras 3 also where tf-keras is installed.
-KERAS_EXAMPLE = ROOT / "tests/adapters/test_keras_cifar_resnet.py"
 CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
 CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS))]
 # Run beside every framework: what they show is worth something only where a framework is installed.
@@ -174,19 +172,17 @@ def keras_torch(session: nox.Session) -> None:
     keras_tests(session, "torch")
 
 
-OLDEST_TESTS = [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("conformance", "faults", "unchanged")]
+# What depends on the inside of Keras: what is captured, and what is left behind.
+INSIDE_TESTS = [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("conformance", "faults", "unchanged")]
 
 
 @nox.session
 def keras_oldest(session: nox.Session) -> None:
-    """Test the Keras adapter on the oldest Keras 3 it accepts, on TensorFlow and then on JAX.
-
-    Of the shared tests only those of what depends on the inside of Keras: what is captured, and what is left behind.
-    """
+    """Test the Keras adapter on the oldest Keras 3 it accepts, on TensorFlow and then on JAX; a part of the tests."""
     up_to(session, (3, 12), "TensorFlow 2.16")
     install(session)
-    keras_tests(session, "tensorflow", *OLDEST_TESTS)
-    keras_tests(session, "jax", *OLDEST_TESTS, part="+jax")
+    keras_tests(session, "tensorflow", *INSIDE_TESTS)
+    keras_tests(session, "jax", *INSIDE_TESTS, part="+jax")
 
 
 @nox.session
@@ -199,11 +195,10 @@ def keras2(session: nox.Session) -> None:
 
 @nox.session
 def tf_keras(session: nox.Session) -> None:
-    """Test the Keras adapter on Keras 2, as tf-keras brings it to the newest TensorFlow."""
+    """Test the Keras adapter on Keras 2, as tf-keras brings it to the newest TensorFlow; a part of the tests."""
     install(session)
     session.env["BNWATCH_TEST_KERAS"] = "tf_keras"
-    tests = [path for path in COMMON_KERAS_TESTS if path != KERAS_EXAMPLE]
-    keras_tests(session, "tensorflow", *tests, particular="legacy")
+    keras_tests(session, "tensorflow", *INSIDE_TESTS, particular="legacy")
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Tests on two devices, run by ``test_keras_replicas.py`` in a process of their own.
+"""Tests on two devices, run by ``test_keras_tensorflow_replicas.py`` in a process of their own.
 
 The logical devices have to be made before TensorFlow starts, and would change every other test. Keras 3.15 itself fails
 with more than one step an execution here.

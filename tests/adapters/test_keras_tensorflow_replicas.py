@@ -11,10 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.library import BACKEND
-
-pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
-
 ROOT = Path(__file__).parents[2]
 SECONDS = 400
 """After which a process is taken to hang: a multiple of what starting TensorFlow takes on a busy machine."""
