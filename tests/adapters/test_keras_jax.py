@@ -225,8 +225,8 @@ def test_more_call_sites_than_were_known_are_there_from_the_first_step(arguments
     assert [str(call.site) for call in first.calls] == ["bn#0", "bn#1", "last#0"]
     batch = x[16 * (first.step - 1) : 16 * first.step]
     assert_allclose(first.calls[0].batch.mean, batch.astype("f8").mean(0), rtol=1e-4)
-    # traced once more, not once a step
-    assert model.traces - plain.traces <= 1 + bool(arguments.get("run_eagerly"))
+    # traced once more, not once a step; a model of code alone is called once without data, to see its structure
+    assert model.traces - plain.traces <= 2 + bool(arguments.get("run_eagerly"))
     assert not hooks(model)
 
 
