@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from bnwatch.keras.backends.base import Backend, Guard, Reading
+    from bnwatch.keras.backends.base import Backend, Calls, Guard, Reading
     from bnwatch.keras.layers import Watched
 
 Scope = Literal["training", "evaluation"]
@@ -44,7 +44,7 @@ class Tap:
         self.storage = backend.storage(guard)
         self._guard = guard
         self._lanes = lanes
-        self._before: dict[Hashable, int] = {}
+        self._before: Callable[[], Calls] = dict
         # replicas of a model run in threads of their own
         self._here = threading.local()
         self._eager: dict[tuple[Hashable, int], int] = {}
@@ -154,24 +154,24 @@ class Tap:
     def mark(self) -> None:
         """Take what was called so far as old: ``records`` returns what was called since."""
         if self.storage.recorded:
-            self._before = _calls(self.storage.read())
+            self._before = self.storage.counted()
 
     def records(self) -> tuple[CallRecord, ...]:
         """Return the calls since the last ``records`` or ``mark``, in the order of the forward pass."""
         if not self.storage.recorded:
             return ()
         reading = self.storage.read()
-        records = tuple(self._records(reading))
-        self._before = _calls(reading)
+        records = tuple(self._records(reading, self._before()))
+        self._before = reading.calls
         return records
 
-    def _records(self, reading: Reading) -> Iterator[CallRecord]:
+    def _records(self, reading: Reading, before: Calls) -> Iterator[CallRecord]:
         total = _total(reading)
         specs = {id(watched): watched.spec() for watched in {s.watched for s in reading.stored}}
         index = dict[tuple[int, int], int]()
         for stored in reading.stored:
             watched, spec = stored.watched, specs[id(stored.watched)]
-            if stored.calls == self._before.get((stored.key, stored.replica), 0):
+            if stored.calls == before.get((stored.key, stored.replica), 0):
                 continue
             k = index.setdefault((id(watched), stored.replica), 0)
             index[id(watched), stored.replica] += 1
@@ -200,10 +200,6 @@ class Tap:
             return None
         now = watched.statistics()
         return updates if (now[0] == mean).all() and (now[1] == var).all() else None
-
-
-def _calls(reading: Reading) -> dict[Hashable, int]:
-    return {(stored.key, stored.replica): stored.calls for stored in reading.stored}
 
 
 def _total(reading: Reading) -> dict[int, int]:

@@ -152,3 +152,28 @@ def test_a_failure_inside_does_not_reach_the_loop(monkeypatch):
         watching.step(accuracy=0.5)
         watching.evaluation(accuracy=0.5)
     assert [doing for doing, _, _ in fake.faults] == ["ending a step"]
+
+
+@pytest.mark.parametrize("wrap", ["eager", "compiled"])
+def test_nothing_is_read_on_a_step_that_is_not_sampled(wrap, monkeypatch):
+    read = []
+    numpy = type(tf.constant(0.0)).numpy
+    monkeypatch.setattr(type(tf.constant(0.0)), "numpy", lambda tensor: read.append(1) or numpy(tensor))
+    x, y = (tf.constant(part) for part in data(32, shape=(5,)))
+    model = net()
+    step = trainer(model, WRAPS[wrap])
+    fake = FakeWatch(every=5)
+    seen = []
+    with LoopWatch(model, fake) as watching:
+        for number in range(1, 21):
+            loss, accuracy = step(x, y)
+            read.clear()
+            watching.step(loss=loss, accuracy=accuracy, examples=32)
+            if read:
+                seen.append(number)
+    assert not fake.faults
+    assert seen == [5, 10, 15, 20]
+    # nothing but the step's own calls, also where the count before it was noted on the device only
+    assert [[str(call.site) for call in snapshot.calls] for snapshot in fake.snapshots] == [
+        ["shared#0", "shared#1"]
+    ] * 4

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bnwatch.records import Source
 
     Guard = Callable[[str], AbstractContextManager[None]]
+    Calls = dict[tuple[Hashable, int], int]
+    """How often each call site was called, by its key and replica."""
     Record = Callable[[Any, Any, Callable[[], Any]], None]
     """Takes the mean and the biased variance of a batch, and a function that returns the elements per channel."""
 
@@ -72,6 +74,10 @@ class Reading:
     running: Mapping[int, tuple[NDArray[np.floating], NDArray[np.floating]]]
     """Mean and variance by the identity of the `Watched`."""
 
+    def calls(self) -> Calls:
+        """Return how often each call site was called, by its key and replica."""
+        return {(stored.key, stored.replica): stored.calls for stored in self.stored}
+
 
 class Storage(Protocol):
     """Where the statistics of a step wait on the device until a sampled step reads them."""
@@ -81,6 +87,9 @@ class Storage(Protocol):
 
     def read(self) -> Reading:
         """Return what is stored now: the one transfer to the host."""
+
+    def counted(self) -> Callable[[], Calls]:
+        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
 
     @property
     def recorded(self) -> bool:

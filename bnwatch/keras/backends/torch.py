@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.keras.backends.base import Functions, Guard, Keeper, Record, Storage
+    from bnwatch.keras.backends.base import Calls, Functions, Guard, Keeper, Record, Storage
     from bnwatch.keras.layers import Watched
 
 
@@ -268,6 +268,11 @@ class Slots:
             for (key, slot), found in zip(self._slots.items(), moments, strict=True)
         )
         return Reading(stored, running)
+
+    def counted(self) -> Callable[[], Calls]:
+        """Note how often each call site was called, which the host knows."""
+        calls = {(key, 0): slot.calls for key, slot in self._slots.items()}
+        return lambda: calls
 
     @property
     def recorded(self) -> bool:

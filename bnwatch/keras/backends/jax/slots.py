@@ -19,7 +19,7 @@ from bnwatch.keras.backends.base import Reading, Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from bnwatch.keras.backends.base import Guard
+    from bnwatch.keras.backends.base import Calls, Guard
     from bnwatch.keras.backends.jax import JaxBackend
     from bnwatch.keras.layers import Watched
 
@@ -110,20 +110,23 @@ class JaxSlots:
 
     def read(self) -> Reading:
         """Return what is stored now."""
+        return self._begun()()
+
+    def counted(self) -> Callable[[], Calls]:
+        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
+        read = self._begun()
+        return lambda: read().calls()
+
+    def _begun(self) -> Callable[[], Reading]:
+        """Copy everything on the device, for a step gives its arguments away; return what moves it to the host."""
         layers = list({id(slot.watched): slot.watched for slot in self._slots.values()}.values())
         variables = [slot.state for slot in self._slots.values()]
         for watched in layers:
             variables += [watched.layer.moving_mean, watched.layer.moving_variance]
         arrays = self._backend.arrays(variables)
-        flat = np.asarray(_joined(arrays))
-        parts = np.split(flat, np.cumsum([int(array.size) for array in arrays])[:-1])
-        stored = tuple(
-            Stored(key, slot.watched, *_moments(part), *map(int, part[-COUNTERS:]))
-            for (key, slot), part in zip(self._slots.items(), parts, strict=False)
-        )
-        running = [part.view(np.float32) for part in parts[len(self._slots) :]]
-        pairs = zip(running[::2], running[1::2], strict=True)
-        return Reading(stored, {id(watched): pair for watched, pair in zip(layers, pairs, strict=True)})
+        copied, sizes = _joined(arrays), [int(array.size) for array in arrays]
+        slots = tuple(self._slots.items())
+        return lambda: _reading(np.split(np.asarray(copied), np.cumsum(sizes)[:-1]), slots, layers)
 
     @property
     def recorded(self) -> bool:
@@ -173,6 +176,18 @@ def _concatenated(arrays: Sequence[Any]) -> Any:
 
 
 _joined = jax.jit(_concatenated)
+
+
+def _reading(
+    parts: Sequence[np.ndarray[Any, Any]], slots: Sequence[tuple[Hashable, Slot]], layers: Sequence[Watched]
+) -> Reading:
+    stored = tuple(
+        Stored(key, slot.watched, *_moments(part), *map(int, part[-COUNTERS:]))
+        for (key, slot), part in zip(slots, parts, strict=False)
+    )
+    running = [part.view(np.float32) for part in parts[len(slots) :]]
+    pairs = zip(running[::2], running[1::2], strict=True)
+    return Reading(stored, {id(watched): pair for watched, pair in zip(layers, pairs, strict=True)})
 
 
 def _moments(part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -14,6 +14,7 @@ from bnwatch.keras.backends.base import Reading, Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
+    from bnwatch.keras.backends.base import Calls
     from bnwatch.keras.backends.tensorflow.replicas import Replicas
     from bnwatch.keras.layers import Watched
 
@@ -132,9 +133,17 @@ class Slots:
 
     def read(self) -> Reading:
         """Return what is stored now."""
+        return self._begun()()
+
+    def counted(self) -> Callable[[], Calls]:
+        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
+        read = self._begun()
+        return lambda: read().calls()
+
+    def _begun(self) -> Callable[[], Reading]:
         if self._reader is None:
             self._reader = _Reader(self._slots, self._replicas)
-        return self._reader.read()
+        return self._reader.begin()
 
     @property
     def recorded(self) -> bool:
@@ -159,10 +168,15 @@ class _Reader:
         self._counters = list({id(counter): counter for _, slot in self._slots for counter in slot.counters}.values())
         self._gather = tf.function(self._concatenated)
 
-    def read(self) -> Reading:
+    def begin(self) -> Callable[[], Reading]:
+        """Copy everything on the device, and return what moves it to the host."""
+        copied, eager = self._gather(), [slot.eager_calls for _, slot in self._slots]
+        return lambda: self._reading(copied, eager)
+
+    def _reading(self, copied: Any, eager: list[int]) -> Reading:
         sizes = [slot.variable.shape[0] for _, slot in self._slots]
         sizes += [2 * int(watched.layer.moving_mean.shape[0]) for _, watched in self._running]
-        *parts, counted = np.split(self._gather().numpy(), np.cumsum(sizes))
+        *parts, counted = np.split(copied.numpy(), np.cumsum(sizes))
         calls = dict(zip(map(id, self._counters), counted.view(np.int64).tolist(), strict=True))
         rows = [part.reshape(2, -1) for part in parts[len(self._slots) :]]
         running = {place: (mean, var) for (place, _), (mean, var) in zip(self._running, rows, strict=True)}
@@ -173,11 +187,12 @@ class _Reader:
                 mean=part[: len(part) // 2 - 1],
                 var=part[len(part) // 2 - 1 : -WORDS],
                 count=int(part[-2]) + WORD * int(part[-1]),
-                calls=slot.eager_calls + sum(calls[id(counter)] for counter in slot.counters),
+                # a graph that was traced since has counted nothing then
+                calls=called + sum(calls.get(id(counter), 0) for counter in slot.counters),
                 replica=slot.replica,
                 running=running[id(slot.watched), slot.replica],
             )
-            for (key, slot), part in zip(self._slots, parts, strict=False)
+            for (key, slot), part, called in zip(self._slots, parts, eager, strict=False)
         )
         first = {watched: statistics for (watched, replica), statistics in running.items() if not replica}
         return Reading(self._replicas.counted_together(stored), first)
