@@ -12,7 +12,7 @@ from bnwatch.evidence import ExperimentNotPossibleError, SiteMoments
 from bnwatch.keras.keep import Batch
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
-from bnwatch.keras.swap import forward, normalizing
+from bnwatch.keras.swap import forward, normalizing, undrawn
 from bnwatch.moments import Moments, pool
 from bnwatch.records import CallSite
 
@@ -60,7 +60,8 @@ class KerasLaboratory:
             reason = f"there are no {split} examples"
         if reason is not None:
             raise ExperimentNotPossibleError(reason)
-        return self._shelves[split].batches(split, limit)
+        with undrawn():
+            return self._shelves[split].batches(split, limit)
 
     def outputs(self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()) -> NDArray[np.floating]:
         """Return the scores of one batch, shape ``(n, classes)``; the sites in ``other`` use the other statistics."""
@@ -93,7 +94,8 @@ class KerasLaboratory:
         if gradients not in self._looking:
             self._looking[gradients] = Looking(self._backend, self._layers, gradients=gradients)
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
-        return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
+        with undrawn():
+            return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
 
     def specs(self) -> dict[str, LayerSpec]:
         """Return the description of every layer by its path."""
@@ -123,7 +125,8 @@ class KerasLaboratory:
             self._passing[each] = self._backend.quiet(self._each if each else self._alike, self._layers)
         own = statistics == "batch"
         flags = np.array([(site in other) != own for site in self._sites]) if each else np.asarray(own)
-        outputs, found = self._passing[each](self._backend.tensors(batch.inputs), self._backend.tensors(flags))
+        with undrawn():
+            outputs, found = self._passing[each](self._backend.tensors(batch.inputs), self._backend.tensors(flags))
         arrays = [tuple(map(self._backend.to_numpy, row)) for row in found]
         calls = [Moments(m.astype(np.float64), v.astype(np.float64), int(n)) for m, v, n in arrays]
         return outputs, [SiteMoments(site, call) for site, call in zip(self._sites, calls, strict=True)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnwatch.keras.layers import normalizing, walk
 from bnwatch.keras.library import is_legacy, library_of
+from bnwatch.keras.swap import undrawn
 from bnwatch.records import CallSite, Place, Structure, Usage
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def _observe(model: Any, shape: Any) -> Trace:
     try:
         for layer in layers:
             layer.__dict__["call"] = observer.watching(layer)
-        probe.compute_output_spec(_symbolic(keras, shape))
+        with undrawn():
+            probe.compute_output_spec(_symbolic(keras, shape))
     except Exception as error:  # noqa: BLE001 - the model's own code, called on tensors that it may not expect
         traced.calls, traced.hidden = [], f"the model could not be called without data: {type(error).__name__}"
     finally:

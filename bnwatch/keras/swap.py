@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import random
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +85,20 @@ def _call(backend: Backend, watched: Watched, choose: Choose, calls: list[Call])
             return own(*bound.args, **bound.kwargs)
 
     return call
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Return a context after which the global generators of Python and NumPy go on as if nobody had drawn from them.
+
+    A user's layer or pipeline may draw there; those of the backend are the business of `Backend.quiet`.
+    """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002 - likewise
 
 
 def forward(model: Any, inputs: Any) -> Any:

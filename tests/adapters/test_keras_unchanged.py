@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import re
 import zipfile
 
+import numpy as np
 import pytest
 
 from tests.adapters.keras_models import (
@@ -200,3 +202,28 @@ def test_compile_anew_during_training_is_survived():
     assert watch.watch.signals.faults == []
     assert watch.report().steps == 4
     assert not hooks(model)
+
+
+def test_a_layer_that_draws_from_python_and_numpy_draws_the_same():
+    """The structure, the looks and the cells call it more often; nobody may notice."""
+
+    class Erratic(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.scores = layers.BatchNormalization(name="bn"), layers.Dense(CLASSES)
+
+        def call(self, x, training=None):
+            scale = 1.0 + random.random() * np.random.random()  # noqa: NPY002, S311 - the global ones are meant
+            return self.scores(self.bn(x * scale, training=training))
+
+    x, y = data(96, shape=(5,))
+
+    def run(callbacks):
+        model = make(Erratic, run_eagerly=True)
+        model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=callbacks, validation_data=(x[:32], y[:32]))
+        return state(model), random.random(), np.random.random()  # noqa: NPY002, S311 - likewise
+
+    watch = quiet_watch(every=1)
+    assert run([watch]) == run([])
+    assert watch.watch.signals.faults == []
+    assert watch.watch.signals.cells is not None
