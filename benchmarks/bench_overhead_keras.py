@@ -2,7 +2,7 @@
 
 Both models are driven by the functions that ``fit`` would run, the watched one with its callback before each step. What
 counts is the ratio, in CPU time: wall clock scatters with whatever else the machine does. The steps before ``--warm``
-are left out (compilation, dense samples); they are printed apart. ``KERAS_BACKEND`` chooses TensorFlow or PyTorch.
+are left out (compilation, dense samples); they are printed apart. ``KERAS_BACKEND`` chooses the backend.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 layers = keras.layers
+STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 
 
 def net(blocks: int, width: int) -> keras.Model:
@@ -65,8 +66,11 @@ class Driven:
         x = rng.normal(size=(batch * 16, 16, 16, 3)).astype("float32")
         y = (x.mean((1, 2)) @ np.array([3.0, -2.0, 1.0]) > 0).astype("int64")
         self.batches = endless(x, y, batch)
+        if keras.backend.backend() == "jax":  # as ``fit`` does before it begins
+            self.model._symbolic_build(data_batch=(x[:batch], y[:batch]))  # noqa: SLF001
         self.model.make_train_function()
         self.cpu: list[float] = []
+        self.state: Any = None
         if self.watch is not None:
             self.watch.set_model(self.model)
             self.watch.set_params({"steps": None})
@@ -78,9 +82,25 @@ class Driven:
         start = time.process_time()
         if self.watch is not None:
             self.watch.on_train_batch_begin(number)
-        # TensorFlow's function draws the batch itself
-        self.model.train_function(self.batches if keras.backend.backend() == "tensorflow" else next(self.batches))
+        self._train()
         self.cpu.append(time.process_time() - start)
+
+    def _train(self) -> None:
+        """Do what ``fit`` does in a step."""
+        model, backend = self.model, keras.backend.backend()
+        if backend == "tensorflow":  # whose function draws the batch itself
+            model.train_function(self.batches)
+        elif backend == "torch":
+            model.train_function(next(self.batches))
+        else:
+            import jax
+
+            if model._jax_state_synced:  # noqa: SLF001
+                self.state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)  # noqa: SLF001
+                model._jax_state_synced = False  # noqa: SLF001
+            _, self.state = model.train_function(self.state, iter(next(self.batches)))
+            model._jax_state = dict(zip(STATE, self.state, strict=True))  # noqa: SLF001
+            jax.block_until_ready(self.state)
 
     def close(self) -> None:
         """Conclude the watch."""

@@ -146,7 +146,7 @@ class JaxBackend(Backend):
             return {**self._paired(dict(zip(STATE, self._held, strict=False))), **self._assigned}
         if self.model._jax_state_synced:  # noqa: SLF001 - the trainer's own flag
             return {}
-        return self._paired(self.model._jax_state or {})  # noqa: SLF001 - likewise
+        return self._paired(getattr(self.model, "_jax_state", None) or {})
 
     def _paired(self, state: Mapping[str, Sequence[Any]]) -> dict[int, Any]:
         found: dict[int, Any] = {}
