@@ -36,7 +36,7 @@ class LoopWatch(Verdict):
         self._backend = backend_of(model)
         self._tap: Tap | None = None
         self._structure: Structure | None = None
-        self._opened = False
+        self._opened = self._told = False
         self._step, self._epoch = 0, 0
         self._began = self._epoch_began = time.perf_counter()
         self._accuracy = _Mean()
@@ -152,6 +152,12 @@ class LoopWatch(Verdict):
             _say(
                 "bnwatch saw no training-mode call of a batch-normalization layer in the first step: "
                 f"{self._backend.unseen}"
+            )
+        if tap.storage.outgrown and not self._told:
+            self._told = True
+            _say(
+                "a layer is called more often in a step of this loop than there are places for its statistics: bnwatch "
+                "does not see its later calls"
             )
         if batch is not None:
             self._kept.add(tuple(batch))

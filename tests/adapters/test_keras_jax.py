@@ -124,6 +124,25 @@ def test_call_sites_of_every_step_of_a_pure_loop(wrap):
     assert not hooks(model)
 
 
+def test_a_loop_that_calls_a_layer_more_often_than_there_are_places_is_told():
+    x = data(32, shape=(5,))[0]
+    model = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(name="bn")])
+    fake = FakeWatch()
+    with LoopWatch(model, fake) as watching:
+        values = tuple([v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables))
+        for _ in range(2):
+            state = values[1]
+            for scale in (1.0, 2.0, 3.0):
+                _, state = model.stateless_call(values[0], state, scale * x, training=True)
+            values = (values[0], state)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                watching.step(state=values)
+            told = ["more often in a step of this loop" in str(warning.message) for warning in said]
+            assert told == [True] * (len(fake.snapshots) == 1)
+    assert [[str(call.site) for call in snapshot.calls] for snapshot in fake.snapshots] == [["bn#0", "bn#1"]] * 2
+
+
 def test_a_pure_loop_is_the_same_without_a_watch_and_its_state_reaches_the_experiments():
     x, y = data(96, shape=(5,))
 
