@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bnwatch.evidence import Split
+    from bnwatch.keras.backends.base import Guard
 
 EXAMPLES = 2048
 """Examples kept of a split: a share of 1/2 is then known to about 2 percentage points."""
@@ -92,6 +93,38 @@ class Kept:
                 break
             chosen.append(batch_of(data, split))
         return chosen[::-1]
+
+
+class HostKeeper:
+    """Keeps the batch of a step where it is asked for before that step, and passes by on the host."""
+
+    def __init__(self, guard: Guard, copied: Callable[[Any], Any | None]) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            guard: context that swallows an internal failure.
+            copied: returns a copy of a batch in memory of its own, None of one that cannot be kept.
+        """
+        self.kept = Kept()
+        self.wanted = False
+        self._guard, self._copied = guard, copied
+        self._batch: Any = None
+
+    def want(self, *, wanted: bool) -> None:
+        """Ask for the batch of the next step, or no longer."""
+        self.wanted = wanted
+
+    def note(self, batch: Any) -> None:
+        """Take the batch of a step if it is asked for: a generator may fill its memory with the next."""
+        if self.wanted:
+            with self._guard("keeping a batch"):
+                self._batch = self._copied(batch)
+
+    def collect(self) -> None:
+        """Keep the batch that was asked for."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self.kept.add(batch)
 
 
 def size(data: Any) -> int:

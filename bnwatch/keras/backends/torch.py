@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from bnwatch.keras.backends.base import Backend, Reading, Stored, refused
-from bnwatch.keras.keep import Kept, leaves, mapped
+from bnwatch.keras.keep import HostKeeper, leaves, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -94,7 +94,7 @@ class TorchBackend(Backend):
 
     def keeper(self, guard: Guard) -> Keeper:
         """Return a keeper that has nothing."""
-        return TorchKeeper(guard)
+        return HostKeeper(guard, copied)
 
     # state
 
@@ -202,10 +202,7 @@ def on_host(tensors: Sequence[Any]) -> list[NDArray[Any]]:
 
 
 def copied(batch: Any) -> Any | None:
-    """Return a copy of a batch, or None if some of it is no array.
-
-    A generator may fill the same memory again, and a step may change its batch in place.
-    """
+    """Return a copy of a batch, or None if some of it is no array."""
     if not all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in leaves(batch)):
         return None
     return mapped(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy(), batch)
@@ -295,14 +292,14 @@ class TorchFunctions:
         self._saved = {name: getattr(model, name) for name in ("train_function", "test_function")}
         self._made: dict[str, Any] = {}
 
-    def make(self, training: TorchKeeper | None, evaluation: TorchKeeper | None) -> None:
+    def make(self, training: HostKeeper | None, evaluation: HostKeeper | None) -> None:
         """Put the keepers before the functions."""
         for (name, saved), keeper in zip(self._saved.items(), (training, evaluation), strict=True):
             if keeper is None or name in self._made:
                 continue
             if saved is None:
                 getattr(self._model, f"make_{name}")()
-            self._made[name] = keeper.before(getattr(self._model, name))
+            self._made[name] = _passing(getattr(self._model, name), keeper)
             setattr(self._model, name, self._made[name])
 
     def restore(self) -> None:
@@ -312,33 +309,11 @@ class TorchFunctions:
                 setattr(self._model, name, self._saved[name])
 
 
-class TorchKeeper:
-    """Keeps the batch of a step where it is asked for before that step."""
+def _passing(function: Any, keeper: HostKeeper) -> Callable[[Any], Any]:
+    """Return a function of the batches of a step that passes them by a keeper."""
 
-    def __init__(self, guard: Guard) -> None:
-        """Ask for nothing yet."""
-        self.kept = Kept()
-        self.wanted = False
-        self._guard = guard
-        self._batch: Any = None
+    def passing(batches: Any) -> Any:
+        keeper.note(batches[0])
+        return function(batches)
 
-    def want(self, *, wanted: bool) -> None:
-        """Ask for the batch of the next step, or no longer."""
-        self.wanted = wanted
-
-    def collect(self) -> None:
-        """Take the batch that was asked for."""
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            self.kept.add(batch)
-
-    def before(self, function: Any) -> Callable[[Any], Any]:
-        """Return a function of the batches of a step that passes them by here."""
-
-        def passing(batches: Any) -> Any:
-            if self.wanted:
-                with self._guard("keeping a batch"):
-                    self._batch = copied(batches[0])
-            return function(batches)
-
-        return passing
+    return passing

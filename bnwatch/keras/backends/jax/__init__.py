@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnwatch.keras.backends.base import TOGGLED, Backend, trainable_toggled
-from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, JaxKeeper, traced
+from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, copied, traced
 from bnwatch.keras.backends.jax.quiet import Quiet
 from bnwatch.keras.backends.jax.sites import call_sites
 from bnwatch.keras.backends.jax.slots import JaxSlots, elements_per_channel
-from bnwatch.keras.keep import array_of, mapped
+from bnwatch.keras.keep import HostKeeper, array_of, mapped
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -84,7 +84,7 @@ class JaxBackend(Backend):
 
     def keeper(self, guard: Guard) -> Keeper:
         """Return a keeper that has nothing."""
-        return JaxKeeper(guard)
+        return HostKeeper(guard, copied)
 
     def metrics(self) -> Mapping[str, Any]:
         """Return the running means of the metrics; reads from the device."""

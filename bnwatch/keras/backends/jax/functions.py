@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bnwatch.keras.keep import Kept, leaves, mapped
+from bnwatch.keras.keep import leaves, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnwatch.keras.backends.base import Guard
     from bnwatch.keras.backends.jax import JaxBackend
+    from bnwatch.keras.keep import HostKeeper
 
 FUNCTIONS = ("train_function", "test_function", "predict_function")
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
@@ -26,52 +26,17 @@ class OutgrownError(BaseException):
     """A step that was traced met more call sites than have a place; past whatever a user's layer may catch."""
 
 
-class JaxKeeper:
-    """Keeps the batch of a step where it is asked for before that step: the function's arguments are at hand."""
-
-    def __init__(self, guard: Guard) -> None:
-        """Ask for nothing yet."""
-        self.kept = Kept()
-        self._guard = guard
-        self._wanted = False
-        self._batch: Any = None
-
-    def want(self, *, wanted: bool) -> None:
-        """Ask for the batch of the next step, or no longer."""
-        self._wanted = wanted
-
-    @property
-    def wanted(self) -> bool:
-        """Return whether the next batch is asked for."""
-        return self._wanted
-
-    def note(self, batch: Any) -> None:
-        """Take note of the batch of a step, as far as it is arrays."""
-        if not self._wanted:
-            return
-        with self._guard("keeping a batch"):
-            if all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves(batch)):
-                self._batch = mapped(_own, batch)
-
-    def collect(self) -> None:
-        """Take the batch that was asked for."""
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            self.kept.add(batch)
-
-
-def _own(leaf: Any) -> Any:
-    """Return an array that nobody writes to.
-
-    A generator may fill the same one with its next batch, and JAX does not copy what it puts on a CPU.
-    """
-    return leaf.copy()
+def copied(batch: Any) -> Any | None:
+    """Return a copy of a batch, or None if some of it is no array; what JAX holds nobody writes to."""
+    if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves(batch)):
+        return None
+    return mapped(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 class _Draws:
     """The batches of one execution: an iterator, in older Keras a list."""
 
-    def __init__(self, batches: Any, keeper: JaxKeeper | None) -> None:
+    def __init__(self, batches: Any, keeper: HostKeeper | None) -> None:
         self._batches, self._keeper = batches, keeper
         self._drawn: list[Any] = []
 
@@ -119,10 +84,10 @@ class JaxFunctions:
         self._saved = {name: getattr(model, name) for name in FUNCTIONS}
         self._made = self._saved
         self._draws: _Draws | None = None
-        self._keepers: tuple[JaxKeeper | None, JaxKeeper | None] = (None, None)
+        self._keepers: tuple[HostKeeper | None, HostKeeper | None] = (None, None)
         self._stuck = False
 
-    def make(self, training: JaxKeeper | None, evaluation: JaxKeeper | None) -> None:
+    def make(self, training: HostKeeper | None, evaluation: HostKeeper | None) -> None:
         """Make the functions; they are traced when they first run."""
         model = self._model
         self._keepers = (training, evaluation)
@@ -162,7 +127,7 @@ class JaxFunctions:
 
         self._model.__dict__["train_step"] = stepping
 
-    def _training(self, function: Any, keeper: JaxKeeper | None) -> Any:
+    def _training(self, function: Any, keeper: HostKeeper | None) -> Any:
         def train(state: Any, batches: Any) -> Any:
             draws = self._draws = _Draws(batches, keeper)
             try:
@@ -190,7 +155,7 @@ class JaxFunctions:
         return model.train_function(state, draws.again())
 
 
-def _noting(function: Any, keeper: JaxKeeper) -> Any:
+def _noting(function: Any, keeper: HostKeeper) -> Any:
     return lambda state, batches: function(state, _Draws(batches, keeper).given())
 
 
