@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.testing import assert_allclose
 
 from bnwatch.keras import BatchNormWatch, crosscheck, recalibrate
+from bnwatch.keras.backends import backend_of
 from bnwatch.keras.backends.tensorflow.slots import copies
 from bnwatch.sinks.tensorboard.reader import read_runs
 from tests.adapters.keras_models import CLASSES, attributes, compiled, data, faked, quiet_watch
@@ -176,8 +177,13 @@ def test_another_strategy_is_refused_in_a_sentence():
         num_replicas_in_sync = 2
         extended = model.distribute_strategy.extended
 
-    from bnwatch.keras.backends import backend_of
-
     backend = backend_of(model)
     model._distribute_strategy = Parameters()
     assert backend.why_not() == "bnwatch does not watch training under Parameters; this training goes on unwatched"
+
+
+def test_an_older_keras_is_refused_in_a_sentence(monkeypatch):
+    backend = backend_of(mirrored())
+    assert backend.why_not() is None
+    monkeypatch.setattr(keras, "__version__", "3.14.2")
+    assert "from Keras 3.15 on, and this is 3.14.2; this training goes on unwatched" in backend.why_not()

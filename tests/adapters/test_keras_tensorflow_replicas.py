@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters.library import OLDEST
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 900
 """After which a process is taken to hang: a multiple of what starting TensorFlow takes on a busy machine."""
@@ -27,6 +29,7 @@ def start(*arguments, **environment):
     )
 
 
+@pytest.mark.skipif(OLDEST, reason="bnwatch refuses older Keras on several replicas, which another test shows")
 def test_on_two_devices():
     arguments = ("pytest", "-q", "-p", "no:cacheprovider", "tests/adapters/keras_mirrored.py")
     with start(*arguments) as process:

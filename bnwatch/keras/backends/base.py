@@ -352,8 +352,13 @@ class Backend(ABC):
 
 def trainable_toggled(model: Any) -> bool:
     """Return whether ``trainable`` was set on a layer since ``compile``; functions traced earlier do not know of it."""
-    compiled = getattr(model, "_compiled_trainable_state", None) or {}
-    return any(layer.trainable != trainable for layer, trainable in compiled.items())
+    compiled: Any = getattr(model, "_compiled_trainable_state", None)
+    if compiled is not None:
+        return any(layer.trainable != trainable for layer, trainable in compiled.items())
+    # Keras 3.4 takes no note, but its optimizer keeps the variables that it was built for
+    optimizer: Any = getattr(model, "optimizer", None)
+    built_for: Any = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_trainable_variables", None)
+    return bool(built_for) and {id(v) for v in built_for} != {id(v) for v in model.trainable_variables}
 
 
 @contextmanager

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bnwatch.keras.backends.base import Functions, Guard, Keeper, Storage
     from bnwatch.keras.layers import Watched
 
+REPLICAS_SINCE = (3, 15)
+"""Older ones compile the step of a replica by itself, which must not be touched (seen in 3.4: training raises)."""
+
 
 class TensorFlowBackend(Backend):
     """Statistics wait in variables that Keras does not know of; functions are traced anew to contain the tap."""
@@ -48,6 +51,13 @@ class TensorFlowBackend(Backend):
         strategy = self.model.distribute_strategy
         if strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.MirroredStrategy):
             return f"bnwatch does not watch training under {type(strategy).__name__}; this training goes on unwatched"
+        version: Any = tuple(int(number) for number in self.library.__version__.split(".")[:2])
+        if strategy.num_replicas_in_sync > 1 and version < REPLICAS_SINCE:
+            since = ".".join(map(str, REPLICAS_SINCE))
+            return (
+                f"bnwatch watches several replicas in fit() from Keras {since} on, and this is "
+                f"{self.library.__version__}; this training goes on unwatched"
+            )
         if retracing_changes_training(self.model):
             return TOGGLED
         return None
