@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.adapters.library import BACKEND, VERSION, keras, layers, to_numpy
+from tests.adapters.library import BACKEND, OLDEST, VERSION, keras, layers, to_numpy
 
 if BACKEND != "jax":
     pytest.skip("about JAX alone", allow_module_level=True)
@@ -339,6 +339,9 @@ def test_the_model_stays_unsynchronized():
 # batches
 
 
+@pytest.mark.skipif(
+    OLDEST, reason="in Keras 3.4 what is kept of such a generator is not what is trained on"
+)
 def test_a_generator_that_fills_one_array_again_and_again():
     x, y = data(96, shape=(5,))
 
