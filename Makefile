@@ -20,7 +20,8 @@ test: $(NOX) ## lint, then every test in its own environment; ends with one line
 
 # A session's lines begin with its name: several run at once.
 session-%:
-	@{ PYTHONUNBUFFERED=1 $(NOX) --sessions $* 2>&1; echo $$? > .venv/results/$*.status; } | awk '{print "$*: " $$0; fflush()}'; \
+	@{ PYTHONUNBUFFERED=1 $(NOX) --sessions $* 2>&1; echo $$? > .venv/results/$*.status; } | \
+	while IFS= read -r line; do printf '%s: %s\n' '$*' "$$line"; done; \
 	exit $$(cat .venv/results/$*.status)
 
 demo: $(NOX) ## train a broken network and its repaired twin, and watch bnwatch tell them apart

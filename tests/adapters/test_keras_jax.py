@@ -339,9 +339,7 @@ def test_the_model_stays_unsynchronized():
 # batches
 
 
-@pytest.mark.skipif(
-    OLDEST, reason="in Keras 3.4 what is kept of such a generator is not what is trained on"
-)
+@pytest.mark.skipif(OLDEST, reason="in Keras 3.4 what is kept of such a generator is not what is trained on")
 def test_a_generator_that_fills_one_array_again_and_again():
     x, y = data(96, shape=(5,))
 
