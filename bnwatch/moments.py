@@ -213,6 +213,12 @@ def site_variances(
     return between, within
 
 
+def between_and_within(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the variances of `site_variances` from values of shape ``(steps, sites, channels)``."""
+    deviation = values - values.mean(axis=1, keepdims=True)
+    return site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), len(values))
+
+
 def sites_apart(mean: NDArray[np.float64], var: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return how far call sites are apart, from their batch moments at the same steps.
 
@@ -230,8 +236,7 @@ def sites_apart(mean: NDArray[np.float64], var: NDArray[np.float64]) -> tuple[fl
     values = mean / np.sqrt(var[-1].mean(axis=0)), 0.5 * np.log(var)
     apart, ratios = [], []
     for value in values:
-        deviation = value - value.mean(axis=1, keepdims=True)
-        between, within = site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), steps)
+        between, within = between_and_within(value)
         apart.append(float(np.sqrt(np.mean(np.maximum(between - within, 0.0) / steps))))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append(between.sum() / within.sum())

@@ -180,12 +180,14 @@ def _compare(
         shift = float(np.sqrt(np.mean(np.square(new.mean - known.mean) / (known.var + epsilon))))
         vary = (known.var > ROUNDING * np.square(known.mean)) & (new.var > ROUNDING * np.square(new.mean))
         ratio = float(np.exp(np.mean(np.log(new.var[vary] / known.var[vary])) / 2.0)) if vary.any() else 1.0
-        p = _same_population(training, evaluation, epsilon)
+        p = _same_population(training, evaluation, known, new, epsilon)
     return shift, ratio, p
 
 
-def _same_population(training: Sequence[Moments], evaluation: Sequence[Moments], epsilon: float) -> float | None:
-    """Return the p-value that both splits are one population, by the test that compares call sites.
+def _same_population(
+    training: Sequence[Moments], evaluation: Sequence[Moments], known: Moments, new: Moments, epsilon: float
+) -> float | None:
+    """Return the p-value that both splits, pooled ``known`` and ``new``, are one population: the test of call sites.
 
     Groups of batches are its steps, the splits its sites. Spreads are compared as mean squares about the midpoint of
     the two means: other than a variance or its logarithm, these expect the same whatever the size of a batch.
@@ -197,7 +199,6 @@ def _same_population(training: Sequence[Moments], evaluation: Sequence[Moments],
     mean, var = (np.array([[getattr(one, part) for one in group] for group in groups]) for part in ("mean", "var"))
     if not (np.isfinite(mean).all() and np.isfinite(var).all()):
         return None
-    known, new = functools.reduce(moments.pool, training), functools.reduce(moments.pool, evaluation)
     unit = (known.var + new.var) / 2.0 + epsilon
     squares = (var + np.square(mean - (known.mean + new.mean) / 2.0)) / unit
     ratios = [_ratio(value) for value in (mean / np.sqrt(unit), squares)]
@@ -206,6 +207,5 @@ def _same_population(training: Sequence[Moments], evaluation: Sequence[Moments],
 
 def _ratio(value: NDArray[np.float64]) -> float:
     """Return the F ratio of values of shape ``(steps, splits, channels)``."""
-    deviation = value - value.mean(axis=1, keepdims=True)
-    between, within = moments.site_variances(deviation.sum(axis=0), np.square(deviation).sum(axis=(0, 1)), len(value))
+    between, within = moments.between_and_within(value)
     return float(between.sum() / within.sum())

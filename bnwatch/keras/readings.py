@@ -10,6 +10,7 @@ import numpy as np
 from bnwatch.evidence import ExperimentNotPossibleError, class_indices
 from bnwatch.keras.keep import array_of
 from bnwatch.records import EvaluationRecord
+from bnwatch.signals import share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,8 +51,8 @@ def training(backend: Backend, logs: Mapping[str, Any] | None) -> Training:
 def accuracy_in(logs: Mapping[str, Any], prefix: str = "") -> float | None:
     """Return the accuracy that logs report under any of its names, in [0, 1]."""
     for name in ACCURACIES:
-        value = _number(logs.get(prefix + name))
-        if value is not None and 0.0 <= value <= 1.0:
+        value = share(_number(logs.get(prefix + name)))
+        if value is not None:
             return value
     return None
 

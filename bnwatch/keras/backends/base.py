@@ -106,6 +106,23 @@ class Storage(Protocol):
         """Take everything off the model."""
 
 
+class Deferred(ABC):
+    """How a storage on a device is read: copied there at once, and moved to the host by whoever waits for it."""
+
+    @abstractmethod
+    def begun(self) -> Callable[[], Reading]:
+        """Copy everything on the device; return what moves it to the host."""
+
+    def read(self) -> Reading:
+        """Return what is stored now."""
+        return self.begun()()
+
+    def counted(self) -> Callable[[], Calls]:
+        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
+        read = self.begun()
+        return lambda: read().calls()
+
+
 class Functions(Protocol):
     """The compiled functions of a model: made anew while it is watched, put back afterwards."""
 
@@ -211,10 +228,6 @@ class Backend(ABC):
 
     def lane(self) -> Hashable:
         """Return which traced function of a hand-written loop this is, or None outside of any."""
-        return None
-
-    def replica(self) -> Hashable:
-        """Return which replica of the model is running; each counts its calls from 0."""
         return None
 
     # training

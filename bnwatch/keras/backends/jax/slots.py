@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnwatch.keras.backends.base import Reading, Stored
+from bnwatch.keras.backends.base import Deferred, Reading, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from bnwatch.keras.backends.base import Calls, Guard
+    from bnwatch.keras.backends.base import Guard
     from bnwatch.keras.backends.jax import JaxBackend
     from bnwatch.keras.layers import Watched
 
@@ -69,7 +69,7 @@ def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
     return jnp.count_nonzero(jnp.broadcast_to(jnp.expand_dims(mask, -1), inputs.shape)) // channels
 
 
-class JaxSlots:
+class JaxSlots(Deferred):
     """The slots of a model, made before a function is traced: what is not among its arguments cannot be assigned."""
 
     def __init__(self, backend: JaxBackend, guard: Guard) -> None:
@@ -108,16 +108,7 @@ class JaxSlots:
         self._slots[key] = slot
         slot.assign(mean, var, count())
 
-    def read(self) -> Reading:
-        """Return what is stored now."""
-        return self._begun()()
-
-    def counted(self) -> Callable[[], Calls]:
-        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
-        read = self._begun()
-        return lambda: read().calls()
-
-    def _begun(self) -> Callable[[], Reading]:
+    def begun(self) -> Callable[[], Reading]:
         """Copy everything on the device, for a step gives its arguments away; return what moves it to the host."""
         layers = list({id(slot.watched): slot.watched for slot in self._slots.values()}.values())
         variables = [slot.state for slot in self._slots.values()]

@@ -9,12 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import tensorflow as tf
 
-from bnwatch.keras.backends.base import Reading, Stored
+from bnwatch.keras.backends.base import Deferred, Reading, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from bnwatch.keras.backends.base import Calls
     from bnwatch.keras.backends.tensorflow.replicas import Replicas
     from bnwatch.keras.layers import Watched
 
@@ -86,7 +85,7 @@ def elements_per_channel(inputs: Any, mask: Any, channels: int) -> Any:
     return tf.math.count_nonzero(kept) // channels
 
 
-class Slots:
+class Slots(Deferred):
     """The slots of a model, made when a call site is first met: a function that is being traced can take them in."""
 
     outgrown = False
@@ -131,16 +130,8 @@ class Slots:
 
         return outside_of_functions(create)
 
-    def read(self) -> Reading:
-        """Return what is stored now."""
-        return self._begun()()
-
-    def counted(self) -> Callable[[], Calls]:
-        """Note how often each call site was called, waiting for no device; what is returned tells it, and may wait."""
-        read = self._begun()
-        return lambda: read().calls()
-
-    def _begun(self) -> Callable[[], Reading]:
+    def begun(self) -> Callable[[], Reading]:
+        """Copy everything on the device; return what moves it to the host."""
         if self._reader is None:
             self._reader = _Reader(self._slots, self._replicas)
         return self._reader.begin()
