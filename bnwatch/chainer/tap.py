@@ -126,7 +126,7 @@ class Tap(chainer.FunctionHook):
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
-        self._nodes: dict[int, int] = {}
+        self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._differentiated: set[int] = set()
         self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
@@ -173,7 +173,8 @@ class Tap(chainer.FunctionHook):
 
     def drop(self) -> None:
         """Forget the calls, and with them every array of the step."""
-        self._calls, self._nodes, self._differentiated, self._replica = [], {}, set(), 0
+        self._calls, self._differentiated, self._replica = [], set(), 0
+        self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -193,7 +194,7 @@ class Tap(chainer.FunctionHook):
             self._failed(error)
 
     def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:
-        number = self._nodes.get(id(node))
+        number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
 
@@ -232,7 +233,7 @@ class Tap(chainer.FunctionHook):
         x = inputs[0]
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
-        self._nodes[id(node)] = len(self._calls)  # a later node in the same place takes the place of a dead one
+        self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
                 index,

@@ -7,9 +7,11 @@ import json
 import random
 from collections import Counter
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from chainer.training.updaters import multiprocess_parallel_updater
 
 import bnwatch.chainer
 from bnwatch.chainer.extension import _replicas, _targets
@@ -285,6 +287,25 @@ def test_what_is_trained_is_told_for_every_updater() -> None:
     assert found == {"": main}
     assert _replicas(updater, found) == {"": [updater._models["second"], updater._models["third"]]}
     assert _replicas(standard(), found) == {}
+
+
+def test_the_master_of_a_multiprocess_parallel_updater(tmp_path: Any, monkeypatch: Any) -> None:
+    """The real class, of one process: only CuPy and its NCCL, which it asks for, are stood in for."""
+    module = multiprocess_parallel_updater
+    if not module.MultiprocessParallelUpdater.available():
+        with pytest.raises(Exception, match="NCCL is not enabled"):
+            module.MultiprocessParallelUpdater([iterator()], adam(classifier()), devices=["@numpy"])
+    monkeypatch.setattr(module, "_available", True)
+    monkeypatch.setattr(module, "cuda", MagicMock())
+    module.cuda.cupy.cuda.driver.CUDADriverError = KeyError
+    module.cuda.cupy.cuda.driver.ctxGetCurrent.side_effect = KeyError
+    with pytest.warns(UserWarning, match="optimizer.eps is changed"):
+        updater = module.MultiprocessParallelUpdater([iterator()], adam(classifier()), devices=["@numpy"])
+    assert _targets(type("Trainer", (), {"updater": updater})) == {"": updater.get_optimizer("main").target}
+    record = Record(monkeypatch)
+    watched(updater, tmp_path)
+    assert [sites(step) for step in record.steps] == [["predictor/bn1#0", "predictor/bn2#0"]] * 4
+    assert [step.calls[0].running.updates for step in record.steps] == [1, 2, 3, 4]
 
 
 # Several models
