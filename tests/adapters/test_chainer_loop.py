@@ -124,8 +124,11 @@ def test_several_passes_of_one_step_are_call_sites(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("backprop", [False, True])
-def test_a_pass_that_nothing_differentiates_is_an_update_and_no_call_site(backprop: bool, monkeypatch: Any) -> None:
-    model = models.MLP()
+@pytest.mark.parametrize("bn", [L.BatchNormalization, L.BatchRenormalization])
+def test_a_pass_that_nothing_differentiates_is_an_update_and_no_call_site(
+    bn: Any, backprop: bool, monkeypatch: Any
+) -> None:
+    model = models.MLP(bn=bn)
     optimizer = adam(model)
 
     def step(_: int) -> None:

@@ -385,6 +385,27 @@ def test_an_update_of_the_users_own(make: Any, expected: list[str], tmp_path: An
     assert [e.batch_statistics for e in record.evaluations] == [(), ()]
 
 
+def test_a_pass_that_nothing_differentiates_is_a_call_site_of_the_update(tmp_path: Any, monkeypatch: Any) -> None:
+    class Looking(training.updaters.StandardUpdater):
+        def update_core(self) -> None:
+            with chainer.no_backprop_mode():
+                self.get_optimizer("main").target.predictor(models.data(16)[0])
+            super().update_core()
+
+    record = Record(monkeypatch)
+    watched(Looking(iterator(), adam(classifier())), tmp_path)
+    once = ["predictor/bn1#{}", "predictor/bn2#{}"]
+    assert {tuple(sites(step)) for step in record.steps} == {tuple(s.format(n) for n in (0, 1) for s in once)}
+    assert [step.calls[0].running.updates for step in record.steps] == [2, 4, 6, 8]
+
+
+def test_a_statistic_that_is_stuck_on_every_replica_is_told_once(tmp_path: Any) -> None:
+    model = classifier()
+    model.predictor.bn1.decay = 1.0
+    watch = watched(training.updaters.ParallelUpdater(iterator(), adam(model), devices=DEVICES), tmp_path, steps=6)
+    assert [(d.rule, d.subject) for d in watch.diagnoses if d.rule == "BN203"] == [("BN203", "predictor/bn1")]
+
+
 def test_an_updater_without_a_model_is_told_and_training_goes_on(tmp_path: Any) -> None:
     trainer = training.Trainer(OwnUpdater(iterator(), {}), (3, "iteration"), out=str(tmp_path))
     watch = bnwatch.chainer.BatchNormWatch(None, on_diagnosis="log")
