@@ -26,7 +26,6 @@ from bnwatch.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bnwatch.chainer.layers import Layer
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
     from bnwatch.watch import Watch
@@ -136,8 +135,9 @@ class Session:
         self._opened = True
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
-        specs = tuple(watched[index].spec() for index in order)
-        self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+        unseen = self.layers.unseen() if self.step else {}
+        specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
+        self.watch.open(Attachment(specs, {**self.layers.unsupported, **unseen}, framework()))
 
     def _observe(self, calls: Sequence[Call]) -> None:
         snapshot = StepSnapshot(
@@ -158,7 +158,11 @@ class Session:
         arrays += [array for layer in used.values() for array in (layer.link.avg_mean, layer.link.avg_var)]
         host = iter([array.ravel() for array in to_host(arrays)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        running = {index: _running_statistics(layer, next(host), next(host)) for index, layer in used.items()}
+        decays = {call.layer: float(call.decay) for call in calls}
+        running = {
+            index: RunningStatistics(next(host), next(host), decays[index], layer.known_updates, bessel_corrected=True)
+            for index, layer in used.items()
+        }
         specs = {index: layer.spec() for index, layer in used.items()}
         count: dict[int, int] = {}
         records = []
@@ -194,7 +198,3 @@ def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
         square = np.square(exact) if call.form == "std" else 1.0 / np.square(exact)
         var = np.maximum(square - call.epsilon, 0.0).astype(scale.dtype)
     return BatchStatistics(mean, var, call.elements)
-
-
-def _running_statistics(layer: Layer, mean: Any, var: Any) -> RunningStatistics:
-    return RunningStatistics(mean, var, float(layer.link.decay), layer.known_updates, bessel_corrected=True)
