@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import chainer
+import numpy as np
 from chainer import links as L  # noqa: N812 - the name that all Chainer code uses
 
 from bnwatch.chainer.arrays import to_host
@@ -36,7 +37,7 @@ class Layer:
     @property
     def known_updates(self) -> int | None:
         """Return the updates since the initial values; None when unknown, and for statistics made by finetuning."""
-        return self.updates if self.initial is not None and not self.link.N else None
+        return self.updates if self.initial is not None and not getattr(self.link, "N", 0) else None
 
     def spec(self) -> LayerSpec:
         """Return the layer as it is built now."""
@@ -49,7 +50,7 @@ class Layer:
             decay=float(link.decay),
             bessel_corrected=True,
             trainable=_trainable(link),
-            axis=None if link.axis is None else tuple(link.axis),
+            axis=axes_of(link),
             initial=self.initial or (0.0, 1.0),
         )
 
@@ -91,10 +92,12 @@ class Layers:
             if id(link) in seen:
                 continue
             seen.add(id(link))
-            if isinstance(link, L.BatchNormalization):
-                self._watch(path, link, places.get(path))
-            elif "avg_mean" in getattr(link, "_persistent", ()):
-                self.unsupported[path] = f"{type(link).__name__} keeps its batch statistics to itself"
+            if "avg_mean" in getattr(link, "_persistent", ()):
+                reason = _refusal(link)
+                if reason is None:
+                    self._watch(path, link, places.get(path))
+                else:
+                    self.unsupported[path] = reason
 
     def _watch(self, path: str, link: Any, place: int | None) -> None:
         """Watch a link: a new one, or in ``place`` of one that was there before."""
@@ -118,6 +121,24 @@ class Layers:
     def at(self, index: int, replica: int = 0) -> Layer:
         """Return a layer, or that of a replica, as `find` tells them."""
         return self.watched[index].replicas[replica] if replica else self.watched[index]
+
+    def unseen(self) -> dict[str, str]:
+        """Return the links of other classes than Chainer's that were not seen to normalize, with the reason."""
+        reason = "F.batch_normalization was not called with its avg_mean as running_mean"
+        return {
+            layer.path: f"{type(layer.link).__name__}: {reason}"
+            for layer in self.watched
+            if not layer.updates and not isinstance(layer.link, L.BatchNormalization)
+        }
+
+    def normalized_elsewhere(self, running_mean: Any) -> None:
+        """See a batch normalization by no link of these models: worth a word where there is nothing else."""
+        if not self.watched:
+            self.unsupported["F.batch_normalization"] = (
+                "called without running statistics: evaluation normalizes with batch statistics, too"
+                if running_mean is None
+                else "called with running statistics that no link keeps as persistent avg_mean and avg_var"
+            )
 
     @property
     def links(self) -> list[Any]:
@@ -153,22 +174,43 @@ def _named(name: str, model: Any) -> Iterator[tuple[str, Any]]:
         yield f"{name}{path}".strip("/") or type(link).__name__, link
 
 
+def axes_of(link: Any) -> tuple[int, ...] | None:
+    """Return the axes that a link averages over; None for its default, axis 0 and all behind the channels."""
+    axis = getattr(link, "axis", None)
+    return (axis,) if isinstance(axis, int) else axis and tuple(axis)
+
+
+def _refusal(link: Any) -> str | None:
+    """Return why the batch normalization of a link cannot be watched; None when it can."""
+    name = type(link).__name__
+    if isinstance(link.device, chainer.backend.ChainerxDevice):
+        return f"{name} is on a device of ChainerX, which shows function hooks nothing"
+    if "avg_var" not in link._persistent:  # noqa: SLF001 - there is no public name
+        return f"{name} keeps no running variance (avg_var), and its batch statistics to itself"
+    missing = [needed for needed in ("decay", "eps") if not isinstance(getattr(link, needed, None), int | float)]
+    return f"{name} has no number `{missing[0]}`" if missing else None
+
+
 def _initial(link: Any) -> tuple[float, float] | None:
     """Return the values that running statistics hold which were never updated; None for others.
 
     Initial values are the same in all channels. One channel alone says nothing by that: it counts only at 0 and 1.
     """
     if link.avg_mean is None:
-        return _constant(link._initial_avg_mean, 0.0), _constant(link._initial_avg_var, 1.0)  # noqa: SLF001
+        first = _constant(getattr(link, "_initial_avg_mean", None), 0.0)
+        second = _constant(getattr(link, "_initial_avg_var", None), 1.0)
+        return None if first is None or second is None else (first, second)
     mean, var = (array.ravel() for array in to_host([link.avg_mean, link.avg_var]))
-    if link.N or not mean.size or (mean != mean[0]).any() or (var != var[0]).any():
+    if getattr(link, "N", 0) or not mean.size or (mean != mean[0]).any() or (var != var[0]).any():
         return None
     values = float(mean[0]), float(var[0])
     return values if mean.size > 1 or values == (0.0, 1.0) else None
 
 
-def _constant(value: Any, default: float) -> float:
-    return float(value) if isinstance(value, int | float) else default
+def _constant(initializer: Any, default: float) -> float | None:
+    """Return the value that an initializer gives all channels; None when it gives them different ones."""
+    value = default if initializer is None else getattr(initializer, "fill_value", initializer)
+    return None if callable(value) or np.ndim(value) else float(value)
 
 
 def _trainable(link: Any) -> bool:

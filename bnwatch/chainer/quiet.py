@@ -98,13 +98,17 @@ def _silent_reports() -> Iterator[None]:
 @contextmanager
 def replaced(links: Sequence[Any], wrap: Callable[[Any, Forward], Forward]) -> Iterator[None]:
     """Let ``wrap(link, forward)`` take the place of each link's forward pass; call it inside `undisturbed`."""
-    saved = [(link, vars(link).get("forward")) for link in links]
+    saved = [(link, type(link), vars(link).get("forward")) for link in links]
     try:
-        for link in links:
-            vars(link)["forward"] = wrap(link, link.forward)
+        for link, own, _ in saved:
+            if hasattr(link, "forward"):
+                vars(link)["forward"] = wrap(link, link.forward)
+            else:  # written before Chainer 5: a call is looked up in the class
+                link.__class__ = type(own.__name__, (own,), {"__call__": staticmethod(wrap(link, link.__call__))})
         yield
     finally:
-        for link, forward in saved:
+        for link, own, forward in saved:
+            link.__class__ = own
             vars(link).pop("forward", None)
             if forward is not None:
                 vars(link)["forward"] = forward
@@ -114,12 +118,10 @@ def replaced(links: Sequence[Any], wrap: Callable[[Any, Forward], Forward]) -> I
 def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterator[None]:
     """Let batch normalization, and nothing else, run in training mode; call it inside `undisturbed`.
 
-    Running statistics stay as they are, by Chainer's own switch for recomputation. With ``estimate`` they become the
-    plain average over the calls made inside, which is Chainer's finetuning, until `undisturbed` takes them back.
+    Running statistics stay as they are, by Chainer's own switch for recomputation, or with a decay of 1 where a link
+    does not know it. With ``estimate`` they become the plain average over the calls made inside, by the decays of
+    Chainer's finetuning, until `undisturbed` takes them back.
     """
-    for link in links:
-        if estimate:
-            link.start_finetuning()
     with replaced(links, lambda link, forward: _training(link, forward, estimate=estimate)):
         yield
 
@@ -153,9 +155,16 @@ def _training(link: Any, forward: Forward, *, estimate: bool = False) -> Forward
     if not estimate and isinstance(link, chainer.links.BatchRenormalization):  # what it reads when it recomputes
         link._prev_avg_mean, link._prev_avg_var = link.avg_mean, link.avg_var  # noqa: SLF001
 
+    calls = itertools.count(1)
+
     def training_forward(*args: Any, **kwargs: Any) -> Any:
-        with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
-            return forward(*args, **({**kwargs, "finetune": True} if estimate else kwargs))
+        own, link.decay = link.decay, 1.0 - 1.0 / next(calls) if estimate else 1.0
+        kwargs.pop("finetune", None)  # by a count of its own
+        try:
+            with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
+                return forward(*args, **kwargs)
+        finally:
+            link.decay = own
 
     return training_forward
 

@@ -26,7 +26,6 @@ from bnwatch.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bnwatch.chainer.layers import Layer
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
     from bnwatch.watch import Watch
@@ -146,8 +145,9 @@ class Session:
         self._opened = True
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
-        specs = tuple(watched[index].spec() for index in order)
-        self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+        unseen = self.layers.unseen() if self.step else {}
+        specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
+        self.watch.open(Attachment(specs, {**self.layers.unsupported, **unseen}, framework()))
 
     def _observe(self, calls: Sequence[Call]) -> None:
         snapshot = StepSnapshot(
@@ -170,7 +170,11 @@ class Session:
             arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
         host = iter([array.ravel() for array in to_host(arrays)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        running = {place: _running_statistics(layer, next(host), next(host)) for place, layer in used.items()}
+        decays = {(call.layer, call.replica): float(call.decay) for call in calls}
+        running = {
+            place: RunningStatistics(next(host), next(host), decays[place], layer.known_updates, bessel_corrected=True)
+            for place, layer in used.items()
+        }
         specs = {index: self.layers.at(index).spec() for index, _ in used}
         count: dict[tuple[int, int], int] = {}
         records = []
@@ -207,7 +211,3 @@ def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
         square = np.square(exact) if call.form == "std" else 1.0 / np.square(exact)
         var = np.maximum(square - call.epsilon, 0.0).astype(scale.dtype)
     return BatchStatistics(mean, var, call.elements)
-
-
-def _running_statistics(layer: Layer, mean: Any, var: Any) -> RunningStatistics:
-    return RunningStatistics(mean, var, float(layer.link.decay), layer.known_updates, bessel_corrected=True)

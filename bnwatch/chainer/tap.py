@@ -43,6 +43,7 @@ class Call(NamedTuple):
         rows: examples at this layer.
         elements: per channel.
         epsilon: of the function.
+        decay: of the function: while finetuning not that of the link.
         mean: the batch mean; None on a step that is not sampled.
         scale: the variance, or what ``form`` says.
         form: ``var``, ``inv_std`` (cuDNN keeps nothing else) or ``std`` (batch renormalization).
@@ -57,6 +58,7 @@ class Call(NamedTuple):
     rows: int
     elements: int
     epsilon: float
+    decay: float
     mean: Any
     scale: Any
     form: str
@@ -199,7 +201,9 @@ class Tap(chainer.FunctionHook):
             self._differentiated.add(number)
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
-        if node.running_mean is None:  # the recomputation of F.forget, or no running statistics
+        if node.running_mean is None:
+            if not chainer.config.in_recomputing:  # that of F.forget
+                self._layers.normalized_elsewhere(None)
             return
         cudnn = type(node._impl).__name__ == "_CudnnBatchNormalizationImpl"  # noqa: SLF001
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
@@ -225,12 +229,13 @@ class Tap(chainer.FunctionHook):
     def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
         found = self._layers.find(running_mean)
         if found is None:
+            self._layers.normalized_elsewhere(running_mean)
             return
         index, self._replica = found
         layer = self._layers.at(*found)
         layer.updates += 1
         overwritten = self.sampled and self._replica
-        x = inputs[0]
+        x, function = inputs[0], function_of(node)
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
         self._nodes[node] = len(self._calls)
@@ -240,7 +245,8 @@ class Tap(chainer.FunctionHook):
                 self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
                 x.size // inputs[1].size,
-                function_of(node).eps,
+                function.eps,
+                function.decay,
                 *kept,
                 recomputed,
                 self._replica,
