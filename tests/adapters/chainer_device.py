@@ -26,9 +26,8 @@ class Device(cuda.Device):
     def __init__(self, device: int = 0) -> None:
         self.id = int(device)
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> None:
         _current.append(self.id)
-        return self
 
     def __exit__(self, *error: object) -> None:
         _current.pop()
