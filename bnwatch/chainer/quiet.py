@@ -12,6 +12,7 @@ import chainer
 import numpy as np
 from chainer import backend
 from chainer import reporter as reporting
+from chainer.backends import cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 def undisturbed(models: Sequence[Any]) -> Iterator[None]:
     """Take back all that a forward pass leaves behind, also when it raises.
 
-    Attributes of links (a classifier's ``y``, a recurrent state), persistent arrays in place, the state of Python's
-    and NumPy's random generators, reported values, configuration. Hooks of the user see nothing of it. Random numbers
-    on a device are not drawn, as dropout is off.
+    Attributes of links (a classifier's ``y``, a recurrent state), persistent arrays in place, the state of Python's,
+    NumPy's and CuPy's random generators, reported values, configuration. Hooks of the user see nothing of it.
     """
     links = [link for model in models for link in model.links()]
     with ExitStack() as stack:
         stack.enter_context(_random_state())
+        stack.enter_context(_without(_device_generators()))  # whose state cannot be read: a draw makes new ones
         stack.enter_context(_links(links))
         stack.enter_context(_without(chainer.get_function_hooks()))
         stack.enter_context(_without(chainer._get_link_hooks()))  # noqa: SLF001 - there is no public name
@@ -54,6 +55,14 @@ def _random_state() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+def _device_generators() -> dict[int, Any]:
+    """Return CuPy's random generators by the number of their device."""
+    if not cuda.available:
+        return {}
+    generators: dict[int, Any] = cuda.cupy.random.get_random_state.__globals__["_random_states"]
+    return generators
+
+
 @contextmanager
 def _links(links: Sequence[Any]) -> Iterator[None]:
     attributes = [(link, dict(vars(link))) for link in links]
@@ -74,14 +83,14 @@ def _links(links: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _without(hooks: dict[str, Any]) -> Iterator[None]:
-    saved = dict(hooks)
-    hooks.clear()
+def _without(entries: dict[Any, Any]) -> Iterator[None]:
+    saved = dict(entries)
+    entries.clear()
     try:
         yield
     finally:
-        hooks.clear()
-        hooks.update(saved)
+        entries.clear()
+        entries.update(saved)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, to_float, to_host
+from bnwatch.chainer.arrays import Average, collect, to_float
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -168,7 +168,7 @@ class Session:
         arrays = [array for call in calls for array in (call.mean, call.scale)]
         for place, layer in used.items():
             arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
-        host = iter([array.ravel() for array in to_host(arrays)])
+        host = iter([array.ravel() for array in collect(arrays, self.accuracy, self.loss)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
         decays = {(call.layer, call.replica): float(call.decay) for call in calls}
         running = {

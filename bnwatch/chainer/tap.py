@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import chainer
 import numpy as np
+from chainer import backend
 from chainer.function import FunctionAdapter
 from chainer.functions.evaluation.accuracy import Accuracy
 from chainer.functions.evaluation.binary_accuracy import BinaryAccuracy
@@ -222,7 +223,8 @@ class Tap(chainer.FunctionHook):
             if self.sampled:  # it keeps x_hat and std, not the mean: mean = x - x_hat * std at any one element
                 x, gamma = inputs[:2]
                 one = (0, ..., *(0,) * (x.ndim - gamma.ndim - 1))
-                mean, scale = x[one] - function.x_hat[one] * function.std, function.std
+                with chainer.using_device(backend.get_device_from_array(x)):
+                    mean, scale = x[one] - function.x_hat[one] * function.std, function.std
             running_mean = function._running_mean  # noqa: SLF001 - the public name warns
             self._record(node, running_mean, inputs, (mean, scale, "std"))
 
