@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Layer:
             decay=float(link.decay),
             bessel_corrected=True,
             trainable=_trainable(link),
-            axis=None if link.axis is None else tuple(link.axis),
+            axis=None if getattr(link, "axis", None) is None else tuple(link.axis),
             initial=self.initial or (0.0, 1.0),
         )
 
@@ -75,7 +76,7 @@ class Layers:
             if id(link) in seen:
                 continue
             seen.add(id(link))
-            if isinstance(link, L.BatchNormalization):
+            if isinstance(link, L.BatchNormalization) or is_multi_node(link):
                 self.watched.append(Layer(path, link, _initial(link)))
             elif "avg_mean" in getattr(link, "_persistent", ()):
                 self.unsupported[path] = f"{type(link).__name__} keeps its batch statistics to itself"
@@ -111,6 +112,12 @@ class Layers:
                 return number
         self._foreign[key] = running_mean  # held, so that nothing else can take its identity
         return None
+
+
+def is_multi_node(link: Any) -> bool:
+    """Return whether a link is ChainerMN's batch normalization over all ranks; ChainerMN is not imported for that."""
+    chainermn = sys.modules.get("chainermn")
+    return chainermn is not None and isinstance(link, chainermn.links.MultiNodeBatchNormalization)
 
 
 def _initial(link: Any) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 
+from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
 
@@ -52,6 +53,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
         on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
         experiments: ``"auto"`` or False.
+        comm: the communicator of ChainerMN, given on every rank: rank 0 then sees the statistics of all.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -68,6 +70,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         allow: Mapping[str, str] | None = None,
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
+        comm: Any = None,
     ) -> None:
         if not isinstance(model, chainer.Link):
             msg = f"model must be a chainer.Link, got {type(model).__name__}"
@@ -78,6 +81,10 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
+        self._ranks = Ranks(comm, every)
+        self._ranks.notice([*([] if optimizer is None else [optimizer]), *model.links()])
+        if self._ranks.rank:
+            self.watch.silence()
         self._model, self._optimizer = model, optimizer
         self._hook = f"bnwatch-{next(_numbers)}"
         self._session: Session | None = None
@@ -85,11 +92,12 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
     def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Begin to watch."""
         with self.watch.guard("starting"):
-            self._session = session = Session(self.watch, {"": self._model}, _LoopClock())
+            self._session = session = Session(self.watch, {"": self._model}, _LoopClock(), ranks=self._ranks)
             session.tap.watch_backward()
             session.start()
             if self._optimizer is not None:
                 self._optimizer.add_hook(self._updated, name=self._hook, timing="post")
+        self._ranks.retire(self.watch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -102,6 +110,8 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             with self.watch.guard("ending the training"):
                 if session is not None:
                     session.finish(complete=error is None and self.watch.enabled)
+            with self.watch.guard("leaving the other ranks"):
+                self._ranks.leave(0, None, wait=error is None)
         finally:
             self.watch.close()
 
@@ -118,6 +128,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             session.loss.add(loss)
             if self._optimizer is None:
                 self._end_step(session)
+        self._ranks.retire(self.watch)
 
     def evaluation(self, *, accuracy: Any = None, loss: Any = None, examples: int = 0) -> None:
         """Record an evaluation, after its last forward pass; the epoch ends with it."""
@@ -128,6 +139,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             calls = [call for call, differentiated in session.tap.take() if not differentiated]
             session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
             session.epoch += 1
+        self._ranks.retire(self.watch)
 
     def _active(self) -> Session | None:
         if self._session is None and self.watch.enabled:
@@ -135,17 +147,20 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             raise RuntimeError(msg)
         if not self.watch.enabled and self._session is not None:
             self._session.tap.leave()
+            self._ranks.retire(self.watch)
         return self._session if self.watch.enabled else None
 
     def _updated(self, optimizer: Any) -> None:
         session = self._session
         if session is None or not self.watch.enabled:
+            self._ranks.retire(self.watch)
             return
         with self.watch.guard("ending a step"):
             target = optimizer.target
             session.accuracy.add(getattr(target, "accuracy", None))
             session.loss.add(getattr(target, "loss", None))
             self._end_step(session)
+        self._ranks.retire(self.watch)
 
     @staticmethod
     def _end_step(session: Session) -> None:
