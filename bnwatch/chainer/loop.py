@@ -22,11 +22,17 @@ _numbers = itertools.count()
 
 
 class _LoopClock:
-    """A forward pass that is not to be differentiated belongs to no update."""
+    """A forward pass that is not to be differentiated belongs to no update.
 
-    @staticmethod
-    def now(*, trained: bool) -> Hashable | None:
-        return 0 if trained else None
+    The first update of a ChainerMN optimizer only shares the parameters, and ends no step. What tells the passes before
+    it from those after it is that every update looks anew at which parameters there are.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def now(self, *, trained: bool) -> Hashable | None:
+        return id(getattr(self._optimizer, "target_params", None)) if trained else None
 
 
 class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
@@ -92,7 +98,9 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
     def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Begin to watch."""
         with self.watch.guard("starting"):
-            self._session = session = Session(self.watch, {"": self._model}, _LoopClock(), ranks=self._ranks)
+            self._session = session = Session(
+                self.watch, {"": self._model}, _LoopClock(self._optimizer), ranks=self._ranks
+            )
             session.tap.watch_backward()
             session.start()
             if self._optimizer is not None:
@@ -168,4 +176,5 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         calls = [call for call, differentiated in taken if differentiated]
         if not calls:
             calls = [call for call, _ in taken if call.when is not None]
+        calls = [call for call in calls if call.when == calls[-1].when]
         session.end_step(calls, session.step + 1, session.epoch)

@@ -66,7 +66,7 @@ class Ranks:
             raise ValueError(msg)
         self.rank, self.size = (0, 1) if comm is None else (int(comm.rank), int(comm.size))
         self.exchanging = self.size > 1
-        self.unseen: str | None = None
+        self.unseen = "rank 0 compares the ranks" if self.rank else None
         self._every = every
         self._mpi: Any = getattr(comm, "mpi_comm", None)
         self._tag = TAG + next(_numbers) % _TAGS if self.exchanging else 0
