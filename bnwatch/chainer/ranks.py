@@ -115,23 +115,24 @@ class Ranks:
     def leave(self, step: int, running: Running | None, reason: str | None = None, *, wait: bool = True) -> None:
         """End: send what this rank holds at the end, and why if it is early; or receive that from the others.
 
-        A second call does nothing. Without ``wait`` nobody is waited for: training was cut off.
+        A second call only waits until what was sent is received. Without ``wait``, or with a reason, nobody is waited
+        for: training was cut off, or goes on.
         """
-        if self._left or not self.exchanging:
+        if not self.exchanging:
             return
-        self._left = True
+        first, self._left = not self._left, True
         end = time.monotonic() + SECONDS
         if self.rank:
             taken = self._untaken() < UNTAKEN
-            self._send("end", step, (running, reason))
+            if first:
+                self._send("end", step, (running, reason))
             while taken and wait and reason is None and self._untaken() and time.monotonic() < end:
                 time.sleep(_NAP)
-            return
-        others = set(range(1, self.size)) - self._ended if wait else ()
-        ends = [(rank, self._receive(rank, "end", step, end)) for rank in others]
-        found = {rank: message.content[0] for rank, message in ends if message is not None}
-        if not self._compared:  # nobody but this rank evaluated
-            self._held[step] = {rank: held for rank, held in {0: running, **found}.items() if held is not None}
+        elif first and wait:
+            ends = [(rank, self._receive(rank, "end", step, end)) for rank in set(range(1, self.size)) - self._ended]
+            found = {rank: message.content[0] for rank, message in ends if message is not None}
+            if not self._compared:  # nobody but this rank evaluated
+                self._held[step] = {rank: held for rank, held in {0: running, **found}.items() if held is not None}
 
     def retire(self, watch: Watch) -> None:
         """Tell rank 0 that the watch on this rank has failed, so that it waits for nothing more."""
@@ -155,7 +156,7 @@ class Ranks:
         while not self._mpi.iprobe(source=rank, tag=self._tag):
             if time.monotonic() > end:
                 self._ended.add(rank)
-                self._lose(rank, f"rank {rank} sent nothing for {SECONDS:g} seconds: pass comm=comm everywhere")
+                self._lose(rank, f"rank {rank} sent nothing for {SECONDS:g} seconds: pass comm=comm on every rank")
                 return None
             time.sleep(_NAP)
         message = _Message(*self._mpi.recv(source=rank, tag=self._tag))

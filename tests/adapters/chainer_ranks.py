@@ -241,19 +241,34 @@ def trainings(comm):
             ("start", (Layers, "__post_init__", broken)),
             ("step", (Session, "_records", broken)),
             ("evaluation", (Session, "end_evaluation", broken)),
-            ("finish", (Session, "finish", broken)),
+            ("comparison", (Session, "_compare", broken)),
         ):
             yield f"{seam}_fails_on_{rank}", {"fault": fault if comm.rank == rank else None}
     yield "by_hand_fails_on_1", {"train": by_hand, "fault": None if first else (Session, "_records", broken)}
     yield "given_to_0", {"given": first, "patience": 2.0}
     yield "given_to_1", {"given": not first, "patience": 2.0}
+    yield "end_is_lost", {"patience": 2.0, "fault": None if first else (ranks.Ranks, "leave", broken)}
     yield "every_differs", {"every": 2 if first else 3}
+
+
+def raising(comm):
+    """Train with a program that raises on one rank, in the middle: how that ends is for ChainerMN to say."""
+
+    class Raising(Net):
+        def forward(self, x):
+            if comm.rank == 1 and len(self.batches) == 20:
+                broken()
+            return super().forward(x)
+
+    by_trainer(comm, bnwatch.chainer.BatchNormWatch(None, every=2, comm=comm), net=Raising)
 
 
 def main():
     comm = chainermn.create_communicator("naive")
     Communicating.comm = comm
     wanted = sys.argv[2:]
+    if wanted == ["raising"]:
+        raising(comm)
     for name, how in trainings(comm):
         if not wanted or name in wanted:
             found = watched(comm, name, **how)
