@@ -25,7 +25,7 @@ from bnwatch.watch import Watch
 
 from .chainer_models import CLASSES, FEATURES, F, L, chainer, data, state_of, training
 
-BATCH, EPOCHS = 16, 6
+BATCH, EPOCHS = 16, 4
 
 
 class Net(chainer.Chain):
@@ -177,12 +177,17 @@ def broken(*_, **__):
     raise RuntimeError(msg)
 
 
-def watched(comm, name, train=by_trainer, *, given=True, fault=None, every=2, patience=None, **how):
+def watched(comm, name, train=by_trainer, *, given=True, fault=None, every=3, patience=None, experiments=False, **how):
     """Train without and with the watch, and return what can be told of it."""
     _, plain = train(comm, None, **how)
     directory = Path(sys.argv[1]) / name
     told = []
-    options = {"every": every, "on_diagnosis": told.append, **({"comm": comm} if given else {})}
+    options = {
+        "every": every,
+        "on_diagnosis": told.append,
+        "experiments": experiments,
+        **({"comm": comm} if given else {}),
+    }
 
     def loop(model, optimizer):
         return bnwatch.chainer.watch(model, directory, optimizer=optimizer, **options)
@@ -228,14 +233,14 @@ def trainings(comm):
     """Yield each training by its name."""
     first = comm.rank == 0
     yield "shuffled", {}
-    yield "ordered", {"ordered": True}
+    yield "ordered", {"ordered": True, "experiments": True}
     yield "averaged", {"ordered": True, "averaged": True}
-    yield "synchronized", {"ordered": True, "synchronized": True}
+    yield "synchronized", {"ordered": True, "synchronized": True, "experiments": True}
     yield "not_evaluated", {"ordered": True, "evaluated": False}
     yield "by_hand", {"train": by_hand, "ordered": True}
     yield "by_hand_with_optimizer", {"train": by_hand, "optimizer_given": True}
     yield "no_communicator", {"ordered": True, "given": False}
-    yield "communicating", {"net": Communicating}
+    yield "communicating", {"net": Communicating, "experiments": True}
     for rank in (0, 1):
         for seam, fault in (
             ("start", (Layers, "__post_init__", broken)),
@@ -248,7 +253,7 @@ def trainings(comm):
     yield "given_to_0", {"given": first, "patience": 2.0}
     yield "given_to_1", {"given": not first, "patience": 2.0}
     yield "end_is_lost", {"patience": 2.0, "fault": None if first else (ranks.Ranks, "leave", broken)}
-    yield "every_differs", {"every": 2 if first else 3}
+    yield "every_differs", {"every": 3 if first else 4}
 
 
 def raising(comm):

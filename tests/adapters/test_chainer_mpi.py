@@ -107,7 +107,7 @@ def test_each_rank_against_numpy(found, name):
     seen = first["numpy"]
     assert seen["sites"] == ["predictor/first#0", "predictor/first#0@1"]
     assert seen["counts"] == [True]
-    assert seen["samples"] >= 50
+    assert seen["samples"] >= 24
     assert seen["error"] < 2e-6
 
 
@@ -117,7 +117,7 @@ def test_the_record_has_both_ranks_and_how_far_they_are_apart(ended):
     assert run.problems == ()
     layers = ["predictor/first", "predictor/second"]
     assert [str(site) for site in run.tables[-1].sites] == [f"{path}#0{at}" for at in ("", "@1") for path in layers]
-    assert [replicas.step for replicas in run.replicas] == [16, 32, 48, 64, 80, 96]
+    assert [replicas.step for replicas in run.replicas] == [16, 32, 48, 64]
     assert [table.layer for table in run.replicas[-1].layers] == layers
     assert "BN212" in {diagnosis.rule for diagnosis in run.report.diagnoses}
 
@@ -155,7 +155,7 @@ def test_a_model_that_communicates_in_its_forward_pass_is_not_called_again(found
 
 def test_an_evaluation_is_of_the_examples_of_all_ranks(found):
     first, _ = found("shuffled")
-    assert first["evaluations"] == [512] * 6
+    assert first["evaluations"] == [512] * 4
 
 
 @pytest.mark.parametrize("name", ["start_fails_on_1", "step_fails_on_1", "evaluation_fails_on_1", "by_hand_fails_on_1"])
@@ -164,7 +164,6 @@ def test_a_rank_whose_watch_fails_is_done_without(found, name):
     assert first["faults"] == []
     assert len(other["faults"]) == 1
     assert other["faults"][0] in first["skipped"]["BN212"]
-    assert first["cells"]
 
 
 @pytest.mark.parametrize("seam", ["start", "step", "evaluation", "comparison"])
@@ -181,7 +180,7 @@ def test_the_others_go_on_when_the_watch_of_the_first_fails(found, seam):
         ("no_communicator", "pass comm=comm on every rank"),
         ("given_to_0", "rank 1 sent nothing for 2 seconds: pass comm=comm on every rank"),
         ("given_to_1", "pass comm=comm on every rank"),
-        ("every_differs", "every is 3 on rank 1 and 2 on rank 0"),
+        ("every_differs", "every is 4 on rank 1 and 3 on rank 0"),
     ],
 )
 def test_what_is_not_seen_is_said(found, name, reason):
