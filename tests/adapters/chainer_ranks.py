@@ -26,6 +26,8 @@ from bnwatch.watch import Watch
 from .chainer_models import CLASSES, FEATURES, F, L, chainer, data, state_of, training
 
 BATCH, EPOCHS = 16, 4
+PLAIN = {}
+"""How each training ends without the watch."""
 
 
 class Net(chainer.Chain):
@@ -179,7 +181,10 @@ def broken(*_, **__):
 
 def watched(comm, name, train=by_trainer, *, given=True, fault=None, every=3, patience=None, experiments=False, **how):
     """Train without and with the watch, and return what can be told of it."""
-    _, plain = train(comm, None, **how)
+    key = (train, *sorted(how.items()))
+    if key not in PLAIN:
+        _, PLAIN[key] = train(comm, None, **how)
+    plain = PLAIN[key]
     directory = Path(sys.argv[1]) / name
     told = []
     options = {
