@@ -551,16 +551,19 @@ class _SiteGroup:
 
     def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
         """Add a sample; return one table a layer once there are two samples. ``var`` has epsilon added."""
-        site = _Site(*(values[self._index] for values in (mean, var, running_mean, running_var)))
-        deviation = _deviation(site.mean, site.var)
+        site_var = var[self._index]
+        deviation = _deviation(mean[self._index], site_var)
         if deviation is None:
             return []
         self._add(deviation)
         if len(self._window) < 2:  # noqa: PLR2004 - a spread needs two
             return []
-        tests, pooled = self._tests(site.var)
+        tests, pooled = self._tests(site_var)
         apart = [np.maximum(between - within, 0.0) / len(self._window) for between, within in tests]
-        return self._tables(apart, tests, np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled), site)
+        worst = self._worst(np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled))
+        chosen = self._index[:, self._starts + worst]
+        site = _Site(*(values[chosen] for values in (mean, var, running_mean, running_var)))
+        return self._tables(apart, tests, worst, site)
 
     def _tests(self, var: Floats) -> tuple[list[tuple[Float64, Float64]], Float64]:
         """Return the mean squares between sites and within them, of means and of spreads, and the pooled variance."""
@@ -570,20 +573,24 @@ class _SiteGroup:
         tests[0] = tests[0][0] / pooled, tests[0][1] / pooled
         return tests, pooled
 
+    def _worst(self, distance: Float64) -> NDArray[np.intp]:
+        """Return the channel of each layer in which the sites are farthest apart."""
+        ends = zip(self._starts, [*self._starts[1:], len(distance)], strict=True)
+        return np.array([distance[start:stop].argmax() for start, stop in ends])
+
     def _tables(
-        self, apart: Sequence[Float64], tests: list[tuple[Float64, Float64]], distance: Float64, site: _Site
+        self,
+        apart: Sequence[Float64],
+        tests: list[tuple[Float64, Float64]],
+        worst: NDArray[np.intp],
+        site: _Site,
     ) -> list[SharedSites]:
-        """Return a table a layer, from what is known a channel."""
-        channels = np.diff(np.append(self._starts, len(distance)))
+        """Return a table a layer, from what is known a channel; ``site`` is of the worst channels alone."""
+        channels = np.diff(np.append(self._starts, len(apart[0])))
         ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
-        ends = zip(self._starts, self._starts + channels, strict=True)
-        worst = np.array([distance[start:stop].argmax() for start, stop in ends])
-        chosen = self._starts + worst
         of_layer = np.stack([shift, scale, ratio, np.full(len(worst), len(self._window)), worst])
-        of_site = np.stack(
-            [part[:, chosen] for part in (site.mean, np.sqrt(site.var), site.running_mean, np.sqrt(site.running_var))]
-        )
+        of_site = np.stack([site.mean, np.sqrt(site.var), site.running_mean, np.sqrt(site.running_var)])
         tables = np.concatenate([np.repeat(of_layer[:, None], len(self._index), axis=1), of_site]).astype(np.float32)
         return [SharedSites(layer, tables[:, :, n].T) for n, layer in enumerate(self._layers)]
 
@@ -644,4 +651,5 @@ class _ReplicaGroup(_SiteGroup):
         noise = moments.average_noise(self.decay[of_group])
         between = np.square(deviation).sum(axis=1) / (len(self._index) - 1)
         apart = [np.maximum(between[q] - noise * tests[q][1], 0.0) for q in (0, 1)]
-        return self._tables(apart, tests, np.abs(deviation[0]).max(axis=0), site)
+        worst = self._worst(np.abs(deviation[0]).max(axis=0))
+        return self._tables(apart, tests, worst, _Site(*(part[:, self._starts + worst] for part in site)))
