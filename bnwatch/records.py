@@ -168,11 +168,13 @@ class Attachment:
         layers: the watched layers in network order.
         unsupported: layers that normalize but cannot be watched, with the reason.
         framework: ``keras 3.15.1 (tensorflow)`` and the like, for the record.
+        unseen: why the statistics of other replicas are not seen; None where they are, or where there are none.
     """
 
     layers: tuple[LayerSpec, ...]
     unsupported: Mapping[str, str] = field(default_factory=dict)
     framework: str = ""
+    unseen: str | None = None
 
 
 Layout = Literal["channels_first", "channels_last"]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from bnwatch.diagnosis import Diagnosis
     from bnwatch.evidence import Laboratory
+    from bnwatch.signals import Held
     from bnwatch.sinks import Item, Sink
 
     OnDiagnosis = Literal["warn", "raise", "log"] | Callable[[Diagnosis], None]
@@ -92,6 +93,7 @@ class Watch:
         self._given = tuple(sinks)
         self._sinks: list[Sink] = [*sinks]
         self._opened = self._closed = self._told_of_range = self._silent = False
+        self.compares = True
         self._told: dict[str, Severity] = {}
         self._noted: dict[str, Skipped] = {}
         self._calls: list[CallRecord] = []
@@ -220,6 +222,8 @@ class Watch:
         try:
             with self.guard("closing"):
                 if self._opened and self.enabled:
+                    if self.compares and self.signals.replicas is None:
+                        self.compare(step=self.signals.step, epoch=self.signals.epoch, judge=False)
                     self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                     self._judge()
         finally:
@@ -263,7 +267,20 @@ class Watch:
         """Take an evaluation. What it brings up is told after `experiment`, which is to follow, has looked into it."""
         self.signals.evaluate(record)
         self._write(record)
+        if self.compares:
+            self.compare(step=record.step, epoch=record.epoch, judge=False)
         self._judge(tell=not self.experiments)
+
+    def compare(self, *, step: int, epoch: int, held: Held | None = None, judge: bool = True) -> None:
+        """Compare what the replicas evaluate with: ``held``, or what they held in the latest sample.
+
+        An adapter that gives ``held`` sets ``compares`` to False: by default every evaluation compares.
+        """
+        found = self.signals.compare(step, epoch, held)
+        if found is not None:
+            self._write(found)
+        if judge:
+            self._judge()
 
     @property
     def wants_look(self) -> bool:

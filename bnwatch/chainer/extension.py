@@ -9,6 +9,7 @@ import chainer
 from chainer.training import extension, updaters
 
 from bnwatch.chainer.evaluators import Evaluators
+from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
 
@@ -68,6 +69,7 @@ class BatchNormWatch(Verdict, extension.Extension):
         allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
         on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
         experiments: ``"auto"`` or False.
+        comm: the communicator of ChainerMN, given on every rank: rank 0 then sees the statistics of all.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -90,10 +92,14 @@ class BatchNormWatch(Verdict, extension.Extension):
         allow: Mapping[str, str] | None = None,
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
+        comm: Any = None,
     ) -> None:
         self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
+        self._ranks = Ranks(comm, every)
+        if self._ranks.rank:
+            self.watch.silence()
         self._session: Session | None = None
         self._clock: _TrainerClock | None = None
         self._evaluators: Evaluators | None = None
@@ -102,24 +108,31 @@ class BatchNormWatch(Verdict, extension.Extension):
     def initialize(self, trainer: Any) -> None:
         """Begin to watch, when the Trainer starts or goes on after a snapshot."""
         with self.watch.guard("starting"):
+            models, step = _targets(trainer), trainer.updater.iteration
+            optimizers = trainer.updater.get_all_optimizers().values()
+            self._ranks.notice([*optimizers, *(link for model in models.values() for link in model.links())])
+            if self._ranks.rank:
+                self.watch.silence()
             self._clock = _TrainerClock(trainer)
             self._evaluators = Evaluators(trainer)
-            models, step = _targets(trainer), trainer.updater.iteration
-            session = Session(self.watch, models, self._clock, step=step, replicas=_replicas(trainer.updater, models))
+            replicas = _replicas(trainer.updater, models)
+            session = Session(self.watch, models, self._clock, step=step, replicas=replicas, ranks=self._ranks)
             session.evaluation_source = self._evaluators.examples
             self._session = session
             session.start()
+        self._ranks.retire(self.watch)
 
     def __call__(self, trainer: Any) -> None:
         """End an iteration."""
         session = self._session
         if session is None or self._clock is None or self._evaluators is None:
             return
-        if not self.watch.enabled:
+        if self.watch.enabled:
+            with self.watch.guard("ending an iteration"):
+                self._end_iteration(trainer, session, self._clock, self._evaluators)
+        else:
             session.tap.leave()
-            return
-        with self.watch.guard("ending an iteration"):
-            self._end_iteration(trainer, session, self._clock, self._evaluators)
+        self._ranks.retire(self.watch)
 
     @staticmethod
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
@@ -144,6 +157,8 @@ class BatchNormWatch(Verdict, extension.Extension):
             with self.watch.guard("ending the training"):
                 if session is not None:
                     session.finish(complete=not cut_off and self.watch.enabled)
+            with self.watch.guard("leaving the other ranks"):
+                self._ranks.leave(0, None, wait=not cut_off)
         finally:
             self.watch.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from bnwatch.chainer.arrays import Average, collect, to_float
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
+from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
 from bnwatch.records import (
@@ -43,11 +45,17 @@ class Session:
         models: Mapping[str, Any],
         clock: Clock,
         *,
+        ranks: Ranks | None = None,
         step: int = 0,
         replicas: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Begin a session after ``step`` steps; ``replicas`` are trained beside the model of that name."""
+        """Begin a session after ``step`` steps, on one of several ranks.
+
+        ``replicas`` are trained beside the model of that name.
+        """
         self.watch, self.step, self.epoch = watch, step, 0
+        self.ranks = ranks or Ranks()
+        watch.compares = not self.ranks.exchanging
         self.layers = Layers(models, replicas or {})
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
@@ -87,6 +95,8 @@ class Session:
     ) -> None:
         """Record an evaluation during which these calls normalized with batch statistics."""
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
         paths = [self.layers.watched[call.layer].path for call in batch_calls]
@@ -117,6 +127,9 @@ class Session:
         """End the training; ``complete`` says that it was not cut off."""
         self.tap.leave()
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.leave(self.step, self.lab.running(), wait=complete)
+            self._compare()
         if complete:
             seconds = self._seconds(self._began)
             self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=True)
@@ -147,18 +160,29 @@ class Session:
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         unseen = self.layers.unseen() if self.step else {}
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
-        self.watch.open(Attachment(specs, {**self.layers.unsupported, **unseen}, framework()))
+        unsupported = {**self.layers.unsupported, **unseen}
+        self.watch.open(Attachment(specs, unsupported, framework(), self.ranks.unseen))
+
+    def _compare(self) -> None:
+        """Compare what all ranks evaluated with, or say anew why that is not seen."""
+        attachment = self.watch.signals.attachment
+        if attachment is not None and attachment.unseen != self.ranks.unseen:
+            self.watch.open(replace(attachment, unseen=self.ranks.unseen))
+        for step, held in self.ranks.held():
+            self.watch.compare(step=step, epoch=self.epoch, held=held)
 
     def _observe(self, calls: Sequence[Call]) -> None:
+        records = self._records([call for call in calls if call.mean is not None])
         snapshot = StepSnapshot(
             step=self.step,
             epoch=self.epoch,
-            calls=self._records([call for call in calls if call.mean is not None]),
+            calls=self.ranks.gather(self.step, records),
             accuracy=self.accuracy.read(),
             loss=self.loss.read(),
             examples=self._seen_examples,
         )
         self.watch.observe(snapshot)
+        self._compare()
         if self.watch.wants_look:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
@@ -186,6 +210,9 @@ class Session:
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:
+        if self.tap.communicates:
+            msg = "the model communicates with other ranks in its forward pass, and these do not take part"
+            raise ExperimentNotPossibleError(msg)
         if split == "training":
             found = self.passes.training.newest(limit)
             reason = self.passes.training.reason

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
 from bnwatch.sinks.tensorboard.schema import Fields, RecordedCells, SchemaError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from bnwatch.records import CallSite, LayerSpec
 
-    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Entering | Look
+    Measured = RecordedCells | Attribution | Entering | Look | Replicas
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | Measured
     Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class RunRecord:
         attributions: to which layers the cost of the running statistics was attributed, by step.
         entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
+        replicas: how far apart the replicas were when they evaluated, by step.
         problems: what could not be read, one sentence each.
     """
 
@@ -69,6 +71,7 @@ class RunRecord:
     attributions: tuple[Attribution, ...] = ()
     entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
+    replicas: tuple[Replicas, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -195,6 +198,7 @@ class _Decoder:
             schema.ATTRIBUTION: schema.parse_attribution,
             schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
+            schema.REPLICAS: schema.parse_replicas,
             schema.REPORT: schema.parse_report,
         }
 
@@ -335,6 +339,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         attributions=_by_step(_of(files, Attribution)),
         entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
+        replicas=_by_step(_of(files, Replicas)),
         problems=tuple(problem for file in files for problem in file.problems),
     )
 

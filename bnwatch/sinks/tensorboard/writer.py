@@ -20,7 +20,7 @@ from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.evidence import Attribution, Cells, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, Replicas, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile
 
@@ -46,6 +46,7 @@ _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attribution: (schema.ATTRIBUTION, schema.attribution_json),
     Entering: (schema.ENTERING, schema.entering_json),
     Look: (schema.LOOK, schema.look_json),
+    Replicas: (schema.REPLICAS, schema.replicas_json),
 }
 """Items that are JSON and nothing else."""
 
@@ -143,7 +144,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look)):
+        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look, Replicas)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
