@@ -10,19 +10,20 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnwatch import moments
+from bnwatch.records import CallSite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from bnwatch.evidence import Attribution, Cells, Entering, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
+    from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -273,6 +274,19 @@ class Signals:
         self.evaluations.append(record)
         self.evaluated += 1
 
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """Return what no table holds, numbers and arrays by name: the last samples, channel by channel."""
+        return None if self._history is None else self._history.memory
+
+    def recall(self, memory: Mapping[str, Any] | None) -> None:
+        """Go on from a `memory`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        self._history = None if memory is None else _History.recalled(memory)
+
     def sites(self, flag: Flag | None = None) -> Iterator[SiteSignals]:
         """Yield the call sites of the latest sample, in the order of the forward pass; only those with a flag."""
         table = self.table
@@ -357,6 +371,41 @@ class _History:
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return everything but what `_reset` makes of the layout."""
+        if not self._layout:
+            return {"layout": []}
+        return {
+            "layout": [[site.layer, site.index, site.replica, channels] for site, channels in self._layout],
+            "first": self._first,
+            "left_initial": self._left_initial,
+            "previous": self._previous,
+            "noise": list(self._noise),
+            "groups": [group.memory for group in self._groups],
+        }
+
+    @classmethod
+    def recalled(cls, memory: Mapping[str, Any]) -> _History:
+        """Return the history that a `memory` is of."""
+        history = cls()
+        layout = tuple((CallSite(layer, index, replica), int(n)) for layer, index, replica, n in memory["layout"])
+        if not layout:
+            return history
+        history._reset(layout)
+        shape = (int(history._channels.sum()),)
+        history._first = memory["first"]
+        history._left_initial = memory["left_initial"]
+        history._previous = memory["previous"]
+        history._noise.extend(memory["noise"])
+        for array in (*(history._first or ()), *([] if history._previous is None else [history._previous])):
+            _check_shape(array, shape)
+        for array in (*([] if history._left_initial is None else [history._left_initial]), *history._noise):
+            _check_shape(array, (len(layout),))
+        for group, part in zip(history._groups, memory["groups"], strict=True):
+            group.recall(part)
+        return history
+
     def _spread(self, per_site: Sequence[float], dtype: DTypeLike) -> Floats:
         """Repeat one value a site over the site's channels."""
         return np.repeat(np.asarray(per_site, dtype=dtype), self._channels)
@@ -437,6 +486,12 @@ class _History:
         return samples
 
 
+def _check_shape(array: Any, shape: tuple[int, ...]) -> None:
+    if np.shape(array) != shape:
+        msg = f"an array of shape {np.shape(array)} stands where {shape} belongs"
+        raise ValueError(msg)
+
+
 def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.intp]) -> list[_SiteGroup]:
     """Group the shared layers by how many call sites they have on the first replica."""
     places: dict[str, list[int]] = {}
@@ -468,6 +523,19 @@ class _SiteGroup:
         self._window: deque[Float64] = deque()
         self._sum = np.zeros((2, *index.shape))
         self._squares = np.zeros((2, index.shape[1]))
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return the window and its sums; these are not those of the window to the last bit."""
+        return {"window": list(self._window), "sum": self._sum, "squares": self._squares}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory`."""
+        for array in (*memory["window"], memory["sum"]):
+            _check_shape(array, self._sum.shape)
+        _check_shape(memory["squares"], self._squares.shape)
+        self._window = deque(memory["window"])
+        self._sum, self._squares = memory["sum"], memory["squares"]
 
     def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
         """Add a sample; return one table a layer once there are two samples. ``var`` has epsilon added."""

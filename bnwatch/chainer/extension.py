@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import chainer
 from chainer.training import extension
 
 from bnwatch.chainer.evaluators import Evaluators
@@ -77,23 +79,32 @@ class BatchNormWatch(Verdict, extension.Extension):
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
     ) -> None:
-        self.watch = Watch(
-            log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
+        self._new_watch = partial(
+            Watch, log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
+        self.watch = self._new_watch()
+        self._trainer: Any = None
         self._session: Session | None = None
         self._clock: _TrainerClock | None = None
         self._evaluators: Evaluators | None = None
-        self._failed = False
+        self._failed = self._used = self._leave_due = False
 
     def initialize(self, trainer: Any) -> None:
         """Begin to watch, when the Trainer starts or goes on after a snapshot."""
+        if self._used:  # in an earlier Trainer, whose steps are not the steps of this one
+            self.watch = self._new_watch()
+        self._trainer, self._used, self._failed = trainer, True, False
         with self.watch.guard("starting"):
-            self._clock = _TrainerClock(trainer)
-            self._evaluators = Evaluators(trainer)
-            session = Session(self.watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
-            session.evaluation_source = self._evaluators.examples
-            self._session = session
-            session.start()
+            self._begin(trainer)
+
+    def _begin(self, trainer: Any) -> None:
+        self._leave_due = False
+        self._clock = _TrainerClock(trainer)
+        self._evaluators = Evaluators(trainer)
+        session = Session(self.watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
+        session.evaluation_source = self._evaluators.examples
+        self._session = session
+        session.start()
 
     def __call__(self, trainer: Any) -> None:
         """End an iteration."""
@@ -105,6 +116,8 @@ class BatchNormWatch(Verdict, extension.Extension):
             return
         with self.watch.guard("ending an iteration"):
             self._end_iteration(trainer, session, self._clock, self._evaluators)
+            if self._leave_due:
+                self._leave(session)
 
     @staticmethod
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
@@ -125,7 +138,7 @@ class BatchNormWatch(Verdict, extension.Extension):
 
     def finalize(self) -> None:
         """Conclude: the last experiment unless training was cut off, and the summary."""
-        session, self._session = self._session, None
+        session, self._session, self._trainer = self._session, None, None
         cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         try:
             with self.watch.guard("ending the training"):
@@ -135,7 +148,26 @@ class BatchNormWatch(Verdict, extension.Extension):
             self.watch.close()
 
     def serialize(self, serializer: Any) -> None:
-        """Write nothing into snapshots and read nothing: they load with and without the watch."""
+        """Write nothing into snapshots and read nothing: they load with and without the watch.
+
+        When one is taken, the watch leaves its own state beside its record. When one is loaded after `initialize`, as
+        ``snapshot(autoload=True)`` does, it begins once more, at the step that was loaded.
+        """
+        session = self._session
+        if session is None or not self.watch.enabled:
+            return
+        with self.watch.guard("leaving or taking up a snapshot"):
+            if not isinstance(serializer, chainer.Serializer):
+                session.tap.leave()
+                self._begin(self._trainer)
+            elif session.step == self._trainer.updater.iteration:
+                self._leave(session)
+            else:  # a snapshot of higher priority: this iteration is still to be seen
+                self._leave_due = True
+
+    def _leave(self, session: Session) -> None:
+        self._leave_due = False
+        session.leave()
 
 
 def _targets(trainer: Any) -> dict[str, Any]:
