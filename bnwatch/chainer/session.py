@@ -140,9 +140,9 @@ class Session:
         self.watch.evaluated(record)
         self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
         self._evaluated = time.perf_counter()
-        self._prepare()
         if self.watch.experiments:
             self.passes.training.renew()
+        self._prepare()
 
     def finish(self, *, complete: bool) -> None:
         """End the training; ``complete`` says that it was not cut off."""

@@ -110,7 +110,7 @@ class EventFile:
         self._started = False
         self.directory.mkdir(parents=True, exist_ok=True)
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
-        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER)}{SUFFIX}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER):04d}{SUFFIX}"
         self.path = self.directory / name
         self._descriptor = os.open(self.path, _FLAGS, 0o666)
         self._size = 0
