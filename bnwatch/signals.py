@@ -81,6 +81,10 @@ HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
 
 
+WORST, GAP = "bnwatch/worst/", "bnwatch/accuracy/gap"
+"""Names under which numbers are shown beside those of the training: what is farthest off, and the accuracy gap."""
+
+
 class Flag(IntFlag):
     """Exact facts about one call site, as bits of the ``flags`` column."""
 
@@ -146,6 +150,14 @@ class SignalTable:
         """Return one statistic of every site, shape ``(sites,)``."""
         column: Float32 = self.values[:, STATISTICS.index(statistic)]
         return column
+
+    def distances(self) -> dict[str, Float32]:
+        """Return by name how far the batch statistics of every site are from the running ones, shape ``(sites,)``."""
+        with np.errstate(all="ignore"):
+            return {
+                "mean_shift": np.abs(self.column("mean_shift")),
+                "log_std_ratio": np.abs(np.log(self.column("std_ratio"))),
+            }
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +324,13 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """Return by name the largest finite distance of these rows, or of all; nothing where there is none."""
+    found = {name: values if rows is None else values[rows] for name, values in distances.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in found.items()}
+    return {name: float(values.max()) for name, values in finite.items() if values.size}
 
 
 def share(accuracy: float | None) -> float | None:

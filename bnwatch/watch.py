@@ -28,7 +28,7 @@ from bnwatch.records import (
     StepSnapshot,
     Structure,
 )
-from bnwatch.signals import Signals, share
+from bnwatch.signals import GAP, WORST, Signals, share, worst
 from bnwatch.sinks.console import ConsoleSink, ProgressLine
 
 if TYPE_CHECKING:
@@ -329,6 +329,36 @@ class Watch:
         self.signals.evaluate(record)
         self._write(record)
         self._judge(tell=not self.experiments)
+
+    def news(self, step: int) -> dict[str, float]:
+        """Return what became known at ``step``, by the names of TensorBoard's scalars; nothing at most steps.
+
+        ``bnwatch/diagnoses`` counts the active diagnoses of severity warning or error.
+        """
+        found: dict[str, float] = {}
+        table, evaluations = self.signals.table, self.signals.evaluations
+        sampled, evaluated = (
+            table is not None and table.step == step,
+            bool(evaluations) and evaluations[-1].step == step,
+        )
+        if sampled and table is not None:
+            found = {WORST + name: value for name, value in worst(table.distances()).items()}
+        if evaluated and (gap := evaluations[-1].gap) is not None:
+            found[GAP] = gap
+        if sampled or evaluated:
+            active = [d for d in self.diagnoses if d.state == "active" and d.severity >= Severity.WARNING]
+            found["bnwatch/diagnoses"] = float(len(active))
+        return found
+
+    def refuse(self, reason: str) -> None:
+        """Let this training go on unwatched, and say why."""
+        self.enabled = False
+        self.advise(f"{reason}; this training goes on unwatched")
+
+    @staticmethod
+    def advise(sentence: str) -> None:
+        """Say a sentence about how the watch is used."""
+        warnings.warn(sentence, BatchNormWarning, stacklevel=_outside())
 
     @property
     def wants_look(self) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 from chainer.training import extension
+from chainer.training.extensions import Evaluator
+from chainer.training.triggers import IntervalTrigger
 
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.session import Session
@@ -41,6 +44,10 @@ class _TrainerClock:
         self._closed = self._trainer.observation
 
 
+_waiting: weakref.WeakSet[BatchNormWatch] = weakref.WeakSet()
+"""Those whose Trainer has not made an iteration yet."""
+
+
 class BatchNormWatch(Verdict, extension.Extension):
     """Watch the batch normalization of everything that a Trainer trains.
 
@@ -56,6 +63,9 @@ class BatchNormWatch(Verdict, extension.Extension):
         allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
         on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
         experiments: ``"auto"`` or False.
+        observe: add what the watch measures to the observation, on the iterations that are sampled or evaluated, for
+            `LogReport`, `PrintReport` and `PlotReport`: ``bnwatch/worst/mean_shift``, ``bnwatch/worst/log_std_ratio``,
+            ``bnwatch/accuracy/gap`` and ``bnwatch/diagnoses``. They then are in the log, and in snapshots with it.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -78,7 +88,11 @@ class BatchNormWatch(Verdict, extension.Extension):
         allow: Mapping[str, str] | None = None,
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
+        observe: bool = False,
     ) -> None:
+        if observe not in (True, False):
+            msg = f"observe must be True or False, got {observe!r}"
+            raise ValueError(msg)
         self._new_watch = partial(
             Watch, log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
@@ -87,15 +101,49 @@ class BatchNormWatch(Verdict, extension.Extension):
         self._session: Session | None = None
         self._clock: _TrainerClock | None = None
         self._evaluators: Evaluators | None = None
+        self._observe = observe
         self._failed = self._used = self._leave_due = False
 
     def initialize(self, trainer: Any) -> None:
         """Begin to watch, when the Trainer starts or goes on after a snapshot."""
+        if self._trainer is trainer:  # extended twice
+            return
+        for other in [one for one in _waiting if one._trainer is not trainer]:  # noqa: SLF001
+            other._abandon()  # noqa: SLF001
+        _waiting.add(self)
         if self._used:  # in an earlier Trainer, whose steps are not the steps of this one
             self.watch = self._new_watch()
         self._trainer, self._used, self._failed = trainer, True, False
         with self.watch.guard("starting"):
-            self._begin(trainer)
+            self._check_place(trainer)
+            if self.watch.enabled:
+                self._begin(trainer)
+
+    def _abandon(self) -> None:
+        """Leave a Trainer that never began: another extension failed to initialize, and nothing was finalized."""
+        _waiting.discard(self)
+        session, self._session, self._trainer = self._session, None, None
+        if session is not None:
+            session.tap.leave()
+
+    def _check_place(self, trainer: Any) -> None:
+        """Say so where this extension is called too rarely, or an evaluator too late."""
+        entries = trainer._extensions  # noqa: SLF001 - the public method hides triggers and priorities
+        own = entries[self.name]
+        every = isinstance(own.trigger, IntervalTrigger) and (own.trigger.period, own.trigger.unit) == (1, "iteration")
+        if own.trigger is not self.trigger and not every:
+            self.watch.refuse(
+                "BatchNormWatch is to be called in every iteration and samples by itself: "
+                "leave out trigger= in trainer.extend(...) and set every="
+            )
+            return
+        order = sorted(entries, key=lambda name: entries[name].priority, reverse=True)
+        late = [name for name in order[order.index(self.name) :] if isinstance(entries[name].extension, Evaluator)]
+        if late:
+            self.watch.advise(
+                f"BatchNormWatch sees no evaluation of {', '.join(map(repr, late))}, which runs after it: "
+                "leave out priority= in trainer.extend(...)"
+            )
 
     def _begin(self, trainer: Any) -> None:
         self._leave_due = False
@@ -108,6 +156,7 @@ class BatchNormWatch(Verdict, extension.Extension):
 
     def __call__(self, trainer: Any) -> None:
         """End an iteration."""
+        _waiting.discard(self)
         session = self._session
         if session is None or self._clock is None or self._evaluators is None:
             return
@@ -115,7 +164,11 @@ class BatchNormWatch(Verdict, extension.Extension):
             session.tap.leave()
             return
         with self.watch.guard("ending an iteration"):
+            if trainer.updater.iteration == session.step:  # extended twice
+                return
             self._end_iteration(trainer, session, self._clock, self._evaluators)
+            if self._observe:
+                trainer.observation.update(self.watch.news(session.step))
             if self._leave_due:
                 self._leave(session)
 
@@ -138,6 +191,7 @@ class BatchNormWatch(Verdict, extension.Extension):
 
     def finalize(self) -> None:
         """Conclude: the last experiment unless training was cut off, and the summary."""
+        _waiting.discard(self)
         session, self._session, self._trainer = self._session, None, None
         cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         try:

@@ -7,8 +7,7 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,9 @@ from bnwatch.watch import Watch
 
 from . import chainer_models as models
 from .chainer_models import L, chainer, extensions, training
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODELS = {
     "shared": partial(models.MLP, shared=True),

@@ -20,7 +20,7 @@ from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.evidence import Attribution, Cells, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
+from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, SignalTable, worst
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile, read_events
 
@@ -257,20 +257,14 @@ class TensorBoardSink:
         self._samples += 1
         if not table.sites:
             return
-        with np.errstate(all="ignore"):
-            measures = {
-                "mean_shift": np.abs(table.column("mean_shift")),
-                "log_std_ratio": np.abs(np.log(table.column("std_ratio"))),
-            }
+        distances = table.distances()
         if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
-            self._choose(table.sites, np.nan_to_num(np.maximum(*measures.values()), nan=np.inf))
-        groups = [("worst", np.ones(len(table.sites), np.bool_))]
-        groups += [(f"layer/{name}", self._rows[path]) for path, name in self._chosen.items()]
-        for where, rows in groups:
-            for name, values in measures.items():
-                finite = values[rows & np.isfinite(values)]
-                if finite.size:
-                    yield _scalar(f"bnwatch/{where}/{name}", float(finite.max()))
+            self._choose(table.sites, np.nan_to_num(np.maximum(*distances.values()), nan=np.inf))
+        for name, value in worst(distances).items():
+            yield _scalar(WORST + name, value)
+        for path, layer in self._chosen.items():
+            for name, value in worst(distances, self._rows[path]).items():
+                yield _scalar(f"bnwatch/layer/{layer}/{name}", value)
 
     def _choose(self, sites: tuple[CallSite, ...], distance: NDArray[np.floating]) -> None:
         worst = dict.fromkeys(sites[n].layer for n in np.argsort(-distance, kind="stable"))
@@ -327,8 +321,8 @@ def safe_path(path: str) -> str:
 def _evaluation_scalars(evaluation: EvaluationRecord) -> Iterator[Any]:
     if evaluation.accuracy is not None:
         yield _scalar("bnwatch/accuracy/evaluation", evaluation.accuracy)
-        if evaluation.train_accuracy is not None:
-            yield _scalar("bnwatch/accuracy/gap", evaluation.train_accuracy - evaluation.accuracy)
+    if evaluation.gap is not None:
+        yield _scalar(GAP, evaluation.gap)
 
 
 def _scalar(tag: str, value: float) -> Any:
