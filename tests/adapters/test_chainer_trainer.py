@@ -116,7 +116,7 @@ STANDARD: dict[str, Any] = {
     "FailOnNonNumber": lambda _: extensions.FailOnNonNumber(),
     "ParameterStatistics": lambda model: extensions.ParameterStatistics(model.predictor),
     "VariableStatisticsPlot": with_matplotlib(
-        lambda model: extensions.VariableStatisticsPlot(list(model.params()), report_trigger=(4, "iteration"))
+        lambda model: extensions.VariableStatisticsPlot(list(model.params()), trigger=(1, "epoch"))
     ),
     "PlotReport": with_matplotlib(lambda _: extensions.PlotReport(["main/loss"], trigger=(1, "epoch"))),
     "PrintReport": lambda _: extensions.PrintReport(["epoch", "main/loss"], out=io.StringIO()),
