@@ -298,8 +298,9 @@ def _refuse(value: object) -> Any:
 
 
 def _read(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    # opened here, since what NumPy opens stays open where it is damaged
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     text = arrays.pop(_TEXT).tobytes()
 
     def restored(found: dict[str, Any]) -> Any:
