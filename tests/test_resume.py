@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bnwatch import Watch, resume, testing
+from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.sinks.memory import MemorySink
 from bnwatch.sinks.tensorboard import read_runs
@@ -61,7 +62,7 @@ def state_of(log_dir, step=LEFT):
 
 @pytest.mark.parametrize("path", ["bn", HOSTILE, "#"])
 def test_two_halves_are_one_run(path, tmp_path):
-    whole, _, _ = run(tmp_path / "a", path)
+    whole, _, everything = run(tmp_path / "a", path)
     run(tmp_path / "b", path, last=LEFT)
     taken = []
     half, resumed, kept = run(tmp_path / "b", path, first=LEFT + 1, take=taken.append)
@@ -75,12 +76,47 @@ def test_two_halves_are_one_run(path, tmp_path):
     assert replace(one.report, run="") == replace(other.report, run="")
     assert [table.step for table in one.tables] == list(range(1, STEPS + 1))
     assert [c.step for c in one.cells] == [c.step for c in other.cells]
+    concluded = [[i for i in sink.items if isinstance(i, Diagnosis | Skipped)] for sink in (kept, everything)]
+    assert concluded[0] == concluded[1][-len(concluded[0]) :]
     own = taken[0]
     assert own["array"].dtype == np.float16
     assert own["array"].tolist() == [0, 1, 2]
     assert np.isnan(own["nan"])
     assert own[path] == [1, None, [2.5, "x"]]
     assert min(item.step for item in kept.items if hasattr(item, "step") and not hasattr(item, "rule")) == LEFT + 1
+
+
+def plain(memory):
+    """Return a memory with its arrays as bytes, so that two compare to the bit."""
+    if isinstance(memory, dict):
+        return {key: plain(part) for key, part in memory.items()}
+    if isinstance(memory, list | tuple):
+        return [plain(part) for part in memory]
+    return (memory.dtype, memory.shape, memory.tobytes()) if isinstance(memory, np.ndarray) else memory
+
+
+def test_windows_go_on_to_the_last_bit(tmp_path):
+    whole, _, _ = run(tmp_path / "a")
+    run(tmp_path / "b", last=LEFT)
+    half, _, _ = run(tmp_path / "b", first=LEFT + 1)
+    assert whole.signals.memory["groups"][0]["window"]
+    assert plain(half.signals.memory) == plain(whole.signals.memory)
+
+
+def test_a_diagnosis_that_was_quiet_once_clears_at_the_next_look(tmp_path):
+    spec = testing.layer("bn")
+    watch = Watch(tmp_path, on_diagnosis="log", experiments=False)
+    watch.open(Attachment((spec,)))
+    watch.observe(testing.snapshot(1, testing.call(spec, mean=np.nan)))
+    watch.observe(testing.snapshot(2, testing.call(spec)))
+    watch.leave(step=2, fingerprint="a", own={})
+    again = Watch(tmp_path, on_diagnosis="log", experiments=False)
+    assert again.resume(step=2, fingerprint="a", take=lambda _: None)
+    assert [d.state for d in again.diagnoses if d.rule == "BN401"] == ["active"]
+    again.observe(testing.snapshot(3, testing.call(spec)))
+    assert [d.state for d in again.diagnoses if d.rule == "BN401"] == ["cleared"]
+    watch.close()
+    again.close()
 
 
 def test_cells_come_back_example_by_example(tmp_path):

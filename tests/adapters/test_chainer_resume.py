@@ -219,7 +219,7 @@ def writer_of(name: str) -> Any:
     ],
     ids=["autoload", "thread", "process", "snapshot before all others"],
 )
-def test_ways_of_taking_snapshots(options: Any, unbroken: Any, tmp_path: Any, capsys: Any) -> None:
+def test_ways_of_taking_snapshots(options: Any, unbroken: Any, tmp_path: Any, capsys: Any, caplog: Any) -> None:
     snapshot = options.pop("snapshot")
     trainer_of(tmp_path, tmp_path / "runs", SAVED, snapshot=snapshot(), **options)[0].run()
     if snapshot().autoload:
@@ -228,6 +228,7 @@ def test_ways_of_taking_snapshots(options: Any, unbroken: Any, tmp_path: Any, ca
         trainer.run()
     else:
         resumed(tmp_path, tmp_path / "runs", snapshot=snapshot(), **options)
+    assert not _begins_anew(caplog)
     assert report(tmp_path / "runs", capsys)["samples"] == 100
     if "priority" not in options:  # else the evaluation of the last step was not made before it was saved, and is lost
         assert report(tmp_path / "runs", capsys) == report(unbroken["shared"], capsys)
