@@ -48,8 +48,19 @@ class ChainerLaboratory:
         Raises:
             ExperimentNotPossibleError: there are none.
         """
+        self.refuse_sharing()
         with undisturbed(self._models), _refusals():  # datasets may draw random numbers
             return self._source(split, limit)
+
+    def refuse_sharing(self) -> None:
+        """Refuse what experiments cannot hold apart.
+
+        Raises:
+            ExperimentNotPossibleError: two links have the same arrays of running statistics.
+        """
+        for path, origin in self._layers.sharing.items():
+            msg = f"`{path}` has the running statistics of `{origin}` (link.copy('share')): make it one link"
+            raise ExperimentNotPossibleError(msg)
 
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
@@ -243,6 +254,7 @@ def recalibrate(
         ExperimentNotPossibleError: the model cannot be called on a batch. Nothing is changed then either.
     """
     lab = ChainerLaboratory(Layers({"": model}), lambda _split, _limit: ())
+    lab.refuse_sharing()
     return evidence.recalibrate(lab, (_unlabelled(model, batch) for batch in batches), layers, exact=exact)
 
 

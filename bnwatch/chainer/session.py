@@ -39,10 +39,18 @@ class Session:
     Every public method is called inside ``watch.guard``.
     """
 
-    def __init__(self, watch: Watch, models: Mapping[str, Any], clock: Clock, *, step: int = 0) -> None:
-        """Begin a session after ``step`` steps."""
+    def __init__(
+        self,
+        watch: Watch,
+        models: Mapping[str, Any],
+        clock: Clock,
+        *,
+        step: int = 0,
+        replicas: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Begin a session after ``step`` steps; ``replicas`` are trained beside the model of that name."""
         self.watch, self.step, self.epoch = watch, step, 0
-        self.layers = Layers(models)
+        self.layers = Layers(models, replicas or {})
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
@@ -103,7 +111,7 @@ class Session:
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
-        self.passes.end_step([call.layer for call in calls])
+        self.passes.end_step([call.layer for call in calls if not call.replica])
         if self.tap.sampled:
             self._observe(calls)
         self._prepare()
@@ -165,7 +173,9 @@ class Session:
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
         self.tap.watch_functions(wanted=self.passes.wanted)
         if self.tap.sampled:
+            known = len(self.layers.watched)
             self.layers.refresh()
+            self._opened &= known == len(self.layers.watched)
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""
@@ -193,19 +203,22 @@ class Session:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
     def _records(self, calls: Sequence[Call]) -> tuple[CallRecord, ...]:
-        used = {call.layer: self.layers.watched[call.layer] for call in calls}
+        used = {(call.layer, call.replica): self.layers.at(call.layer, call.replica) for call in calls}
+        kept = {(call.layer, call.replica): call.running for call in calls}
         arrays = [array for call in calls for array in (call.mean, call.scale)]
-        arrays += [array for layer in used.values() for array in (layer.link.avg_mean, layer.link.avg_var)]
+        for place, layer in used.items():
+            arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
         host = iter([array.ravel() for array in to_host(arrays)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        running = {index: _running_statistics(layer, next(host), next(host)) for index, layer in used.items()}
-        specs = {index: layer.spec() for index, layer in used.items()}
-        count: dict[int, int] = {}
+        running = {place: _running_statistics(layer, next(host), next(host)) for place, layer in used.items()}
+        specs = {index: self.layers.at(index).spec() for index, _ in used}
+        count: dict[tuple[int, int], int] = {}
         records = []
         for call, statistics in zip(calls, batch, strict=True):
-            site = CallSite(specs[call.layer].path, count.get(call.layer, 0))
-            count[call.layer] = site.index + 1
-            records.append(CallRecord(specs[call.layer], site, statistics, running[call.layer]))
+            place = call.layer, call.replica
+            site = CallSite(specs[call.layer].path, count.get(place, 0), call.replica)
+            count[place] = site.index + 1
+            records.append(CallRecord(specs[call.layer], site, statistics, running[place]))
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:

@@ -47,6 +47,9 @@ class Call(NamedTuple):
         scale: the variance, or what ``form`` says.
         form: ``var``, ``inv_std`` (cuDNN keeps nothing else) or ``std`` (batch renormalization).
         recomputed: made in `F.forget`, whose backward pass goes through other nodes.
+        replica: which copy of the model made it; 0 is the model itself.
+        running: a replica's running mean and variance after the call, copied: the updater overwrites them within the
+            step.
     """
 
     layer: int
@@ -58,6 +61,8 @@ class Call(NamedTuple):
     scale: Any
     form: str
     recomputed: bool
+    replica: int = 0
+    running: tuple[Any, Any] | None = None
 
 
 class Clock(Protocol):
@@ -121,8 +126,9 @@ class Tap(chainer.FunctionHook):
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
-        self._nodes: dict[int, int] = {}
+        self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._differentiated: set[int] = set()
+        self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
             BatchNormalization: self._batch_normalization,
             FixedBatchNormalization: self._fixed,
@@ -167,7 +173,8 @@ class Tap(chainer.FunctionHook):
 
     def drop(self) -> None:
         """Forget the calls, and with them every array of the step."""
-        self._calls, self._nodes, self._differentiated = [], {}, set()
+        self._calls, self._differentiated, self._replica = [], set(), 0
+        self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -187,7 +194,7 @@ class Tap(chainer.FunctionHook):
             self._failed(error)
 
     def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:
-        number = self._nodes.get(id(node))
+        number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
 
@@ -216,26 +223,32 @@ class Tap(chainer.FunctionHook):
             self._record(node, running_mean, inputs, (mean, scale, "std"))
 
     def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
-        layer = self._layers.find(running_mean)
-        if layer is None:
+        found = self._layers.find(running_mean)
+        if found is None:
             return
-        self._layers.watched[layer].updates += 1
+        index, self._replica = found
+        layer = self._layers.at(*found)
+        layer.updates += 1
+        overwritten = self.sampled and self._replica
         x = inputs[0]
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
-        self._nodes[id(node)] = len(self._calls)  # a later node in the same place takes the place of a dead one
+        self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
-                layer,
+                index,
                 self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
                 x.size // inputs[1].size,
                 function_of(node).eps,
                 *kept,
                 recomputed,
+                self._replica,
+                (layer.link.avg_mean.copy(), layer.link.avg_var.copy()) if overwritten else None,
             )
         )
-        self._passes.normalized(layer)
+        if not self._replica:
+            self._passes.normalized(index)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
@@ -243,7 +256,7 @@ class Tap(chainer.FunctionHook):
         kind = function_type(node)
         scores, labels = inputs[:2]
         if is_training():
-            self.rows = len(labels)
+            self.rows = self.rows if self._replica else len(labels)
         else:
             self.tally.add(kind, scores, labels)
         self._passes.scored(kind, scores, labels)
