@@ -159,6 +159,13 @@ class EvaluationRecord:
     majority: float | None = None
     batch_statistics: tuple[str, ...] = ()
 
+    @property
+    def gap(self) -> float | None:
+        """Return training minus evaluation accuracy; None where one of them is unknown."""
+        if self.accuracy is None or self.train_accuracy is None:
+            return None
+        return self.train_accuracy - self.accuracy
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:

@@ -10,11 +10,12 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from bnwatch import moments
+from bnwatch.records import CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from bnwatch.evidence import Attribution, Cells, Entering, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
+    from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -83,6 +84,10 @@ DOMINANT = 1e6
 
 HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
+
+
+WORST, GAP = "bnwatch/worst/", "bnwatch/accuracy/gap"
+"""Names under which numbers are shown beside those of the training: what is farthest off, and the accuracy gap."""
 
 
 class Flag(IntFlag):
@@ -159,6 +164,14 @@ class SignalTable:
         """Return one statistic of every site, shape ``(sites,)``."""
         column: Float32 = self.values[:, STATISTICS.index(statistic)]
         return column
+
+    def distances(self) -> dict[str, Float32]:
+        """Return by name how far the batch statistics of every site are from the running ones, shape ``(sites,)``."""
+        with np.errstate(all="ignore"):
+            return {
+                "mean_shift": np.abs(self.column("mean_shift")),
+                "log_std_ratio": np.abs(np.log(self.column("std_ratio"))),
+            }
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +326,19 @@ class Signals:
             self.replicas = Replicas(step, epoch, layers)
         return self.replicas if layers else None
 
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """Return what no table holds, numbers and arrays by name: the last samples, channel by channel."""
+        return None if self._history is None else self._history.memory
+
+    def recall(self, memory: Mapping[str, Any] | None) -> None:
+        """Go on from a `memory`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        self._history = None if memory is None else _History.recalled(memory)
+
     def sites(self, flag: Flag | None = None) -> Iterator[SiteSignals]:
         """Yield the call sites of the latest sample, in the order of the forward pass; only those with a flag."""
         table = self.table
@@ -338,6 +364,13 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """Return by name the largest finite distance of these rows, or of all; nothing where there is none."""
+    found = {name: values if rows is None else values[rows] for name, values in distances.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in found.items()}
+    return {name: float(values.max()) for name, values in finite.items() if values.size}
 
 
 def share(accuracy: float | None) -> float | None:
@@ -398,6 +431,41 @@ class _History:
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
         self._replicas = _replica_groups(layout, self._starts)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return everything but what `_reset` makes of the layout."""
+        if not self._layout:
+            return {"layout": []}
+        return {
+            "layout": [[site.layer, site.index, site.replica, channels] for site, channels in self._layout],
+            "first": self._first,
+            "left_initial": self._left_initial,
+            "previous": self._previous,
+            "noise": list(self._noise),
+            "groups": [group.memory for group in (*self._groups, *self._replicas)],
+        }
+
+    @classmethod
+    def recalled(cls, memory: Mapping[str, Any]) -> _History:
+        """Return the history that a `memory` is of."""
+        history = cls()
+        layout = tuple((CallSite(layer, index, replica), int(n)) for layer, index, replica, n in memory["layout"])
+        if not layout:
+            return history
+        history._reset(layout)
+        shape = (int(history._channels.sum()),)
+        history._first = memory["first"]
+        history._left_initial = memory["left_initial"]
+        history._previous = memory["previous"]
+        history._noise.extend(memory["noise"])
+        for array in (*(history._first or ()), *([] if history._previous is None else [history._previous])):
+            _check_shape(array, shape)
+        for array in (*([] if history._left_initial is None else [history._left_initial]), *history._noise):
+            _check_shape(array, (len(layout),))
+        for group, part in zip((*history._groups, *history._replicas), memory["groups"], strict=True):
+            group.recall(part)
+        return history
 
     def _spread(self, per_site: Sequence[float], dtype: DTypeLike) -> Floats:
         """Repeat one value a site over the site's channels."""
@@ -487,6 +555,12 @@ class _History:
         return samples
 
 
+def _check_shape(array: Any, shape: tuple[int, ...]) -> None:
+    if np.shape(array) != shape:
+        msg = f"an array of shape {np.shape(array)} stands where {shape} belongs"
+        raise ValueError(msg)
+
+
 def _site_groups(layout: Layout, starts: NDArray[np.intp]) -> list[_SiteGroup]:
     """Group the shared layers by how many call sites they have on the first replica."""
     return _groups(
@@ -548,6 +622,19 @@ class _SiteGroup:
         self._window: deque[Float64] = deque()
         self._sum = np.zeros((2, *index.shape))
         self._squares = np.zeros((2, index.shape[1]))
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return the window and its sums; these are not those of the window to the last bit."""
+        return {"window": list(self._window), "sum": self._sum, "squares": self._squares}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory`."""
+        for array in (*memory["window"], memory["sum"]):
+            _check_shape(array, self._sum.shape)
+        _check_shape(memory["squares"], self._squares.shape)
+        self._window = deque(memory["window"])
+        self._sum, self._squares = memory["sum"], memory["squares"]
 
     def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
         """Add a sample; return one table a layer once there are two samples. ``var`` has epsilon added."""
@@ -627,6 +714,21 @@ class _ReplicaGroup(_SiteGroup):
         if deviation is not None:
             self._add(deviation)
         return []
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return what the sites have, and the latest sample."""
+        latest = None if self._latest is None else list(self._latest)
+        return {**super().memory, "latest": latest, "decay": self.decay, "epsilon": self.epsilon}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory`."""
+        super().recall(memory)
+        if memory["latest"] is not None:
+            for array in memory["latest"]:
+                _check_shape(array, self._index.shape)
+            self._latest = _Site(*memory["latest"])
+        self.decay, self.epsilon = memory["decay"], memory["epsilon"]
 
     def compare(self, held: Held | None) -> list[SharedSites]:
         """Return one table a layer: how far running statistics are apart beyond what averages of the same data are.

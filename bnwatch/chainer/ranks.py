@@ -138,7 +138,7 @@ class Ranks:
         """Tell rank 0 that the watch on this rank has failed, so that it waits for nothing more."""
         if self.rank and not watch.enabled:
             with watch.guard("leaving the other ranks"):
-                self.leave(0, None, watch.signals.faults[-1])
+                self.leave(0, None, next(iter(watch.signals.faults[-1:]), "its training is not watched"))
 
     def _send(self, kind: str, step: int, content: Any) -> None:
         if self._untaken() < UNTAKEN or kind == "end":

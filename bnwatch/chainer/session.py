@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, collect, to_float
+from bnwatch.chainer.arrays import Average, collect, to_float, to_host
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -67,13 +68,50 @@ class Session:
         self._began = self._evaluated = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to see."""
+        """Begin to see, after a snapshot from what was left when it was taken."""
+        if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
+            self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
         if self.watch.experiments:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
         self.tap.enter()
         self._prepare()
+
+    def leave(self) -> None:
+        """Leave what is known now, for a run that goes on from here."""
+        now = time.perf_counter()
+        own = {
+            "epoch": self.epoch,
+            "accuracy": self.accuracy.memory,
+            "loss": self.loss.memory,
+            "examples": self._seen_examples,
+            "lasted": [now - self._began, now - self._evaluated],
+            "layers": [[layer.path, layer.initial, layer.updates] for layer in self.layers.watched],
+        }
+        self.watch.leave(step=self.step, fingerprint=self._fingerprint(), own=own)
+
+    def _recall(self, own: Mapping[str, Any]) -> None:
+        """Go on from what `leave` left."""
+        layers = {path: (initial and (float(initial[0]), float(initial[1])), n) for path, initial, n in own["layers"]}
+        averages = [(float(total), int(n), list(map(float, rest))) for total, n, rest in (own["accuracy"], own["loss"])]
+        epoch, examples, (began, evaluated) = int(own["epoch"]), int(own["examples"]), map(float, own["lasted"])
+        known = [layers[layer.path] for layer in self.layers.watched]
+        for layer, (initial, updates) in zip(self.layers.watched, known, strict=True):
+            layer.initial, layer.updates = initial, int(updates)
+        self.accuracy.recall(averages[0])
+        self.loss.recall(averages[1])
+        self.epoch, self._seen_examples = epoch, examples
+        self._began, self._evaluated = self._began - began, self._evaluated - evaluated
+
+    def _fingerprint(self) -> str:
+        """Return a digest of the running statistics: a snapshot brings them back to the bit."""
+        layers = [layer for layer in self.layers.watched if layer.link.avg_mean is not None]
+        host = to_host([array for layer in layers for array in (layer.link.avg_mean, layer.link.avg_var)])
+        found = hashlib.sha256("\0".join(layer.path for layer in layers).encode("utf-8", "surrogatepass"))
+        for array in host:
+            found.update(array.tobytes())
+        return found.hexdigest()
 
     def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
         """End a step whose update made these calls."""
@@ -119,9 +157,9 @@ class Session:
         self.watch.evaluated(record)
         self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
         self._evaluated = time.perf_counter()
-        self._prepare()
         if self.watch.experiments:
             self.passes.training.renew()
+        self._prepare()
 
     def finish(self, *, complete: bool) -> None:
         """End the training; ``complete`` says that it was not cut off."""
@@ -156,12 +194,14 @@ class Session:
         if self._opened:
             return
         self._opened = True
+        self.watch.open(self._attachment(calls))
+
+    def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         unseen = self.layers.unseen() if self.step else {}
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
-        unsupported = {**self.layers.unsupported, **unseen}
-        self.watch.open(Attachment(specs, unsupported, framework(), self.ranks.unseen))
+        return Attachment(specs, {**self.layers.unsupported, **unseen}, framework(), self.ranks.unseen)
 
     def _compare(self) -> None:
         """Compare what all ranks evaluated with, or say anew why that is not seen."""
@@ -228,6 +268,11 @@ class Session:
             msg = reason or f"no {split} examples were seen: pass probe=(inputs, labels)"
             raise ExperimentNotPossibleError(msg)
         return found
+
+
+def _by_path(attachment: Attachment | None) -> Any:
+    """Return an attachment so that two are equal that differ in the order of the layers."""
+    return attachment and ({spec.path: spec for spec in attachment.layers}, dict(attachment.unsupported))
 
 
 def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:

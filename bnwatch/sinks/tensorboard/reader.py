@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bnwatch.records import CallSite, LayerSpec
+    from bnwatch.sinks.tensorboard.events import Mark
 
     Measured = RecordedCells | Attribution | Entering | Look | Replicas
     Seen = Attachment | Structure | SignalTable | EvaluationRecord | Measured
@@ -103,6 +104,21 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
     return runs
 
 
+def read_as_of(directory: Path, mark: Mark) -> RunRecord:
+    """Return the run as its record stood when its latest file reached as far as ``mark``.
+
+    Raises:
+        RecordError: that file is not there any more, or what it holds up to the mark is damaged.
+    """
+    paths = _find(directory).get(directory, [])
+    files = [_File.read(path, mark.size if path.name == mark.name else None) for path in paths]
+    marked = next((file for file in files if file.path.name == mark.name), None)
+    if marked is None or marked.path.stat().st_size < mark.size or marked.problems:
+        msg = f"the record in {str(directory)!r} is not what it was"
+        raise RecordError(msg)
+    return _fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
+
+
 def _find(top: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for directory, _, names in os.walk(top):
@@ -131,19 +147,22 @@ class _File:
     start: tuple[int, float] | None = None
     """Step from which on earlier files are to be forgotten, and when that was said."""
     first: float = math.inf
+    resumed: bool = False
+    """It goes on where another file was, with what was known there."""
 
     @classmethod
-    def read(cls, path: Path) -> _File:
+    def read(cls, path: Path, limit: int | None = None) -> _File:
         file = cls(path)
         understood, refused, why = _Decoder(file.specs), 0, ""
         try:
-            for event in read_events(path):
+            for event in read_events(path, limit):
                 wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
                 file.first = min(file.first, wall_time)
                 if event.HasField("session_log"):
                     if event.session_log.status == SessionLog.START and file.start is None:
                         file.start = event.step, wall_time
                 elif event.HasField("summary"):
+                    file.resumed |= not file.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
                     try:
                         entities = understood.event(event)
                     except (ValueError, RecursionError) as error:
@@ -303,7 +322,8 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
             for earlier in files[:place]:
                 earlier.entries = _before(earlier.entries, *file.start)
     for file in files:
-        run.session()
+        if not file.resumed:
+            run.session()
         for entry in file.entries:
             run.take(entry.entity)
     name = directory.parent if directory.name == SUBDIRECTORY else directory

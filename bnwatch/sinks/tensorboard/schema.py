@@ -10,6 +10,7 @@ resumed run goes on under the same tag if, and only if, it means the same:
   ``replicas``, ``report``: JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
+* ``bnwatch/resumed``: JSON, the first event of a file that goes on where another one was
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
@@ -59,6 +60,7 @@ REPLICAS = "bnwatch/replicas"
 DIAGNOSIS = "bnwatch/diagnosis/"
 SKIPPED = "bnwatch/skipped/"
 REPORT = "bnwatch/report"
+RESUMED = "bnwatch/resumed"
 TEXT = "bnwatch/text/"
 
 NEEDS = ("cells", "attribution", "look", "gradients")
