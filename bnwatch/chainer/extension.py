@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from chainer.training import extension
+from chainer.training import extension, triggers
 
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.session import Session
@@ -92,6 +93,7 @@ class BatchNormWatch(Verdict, extension.Extension):
             self._evaluators = Evaluators(trainer)
             session = Session(self.watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
             session.evaluation_source = self._evaluators.examples
+            session.plan = _plan(trainer)
             self._session = session
             session.start()
 
@@ -145,6 +147,21 @@ def _targets(trainer: Any) -> dict[str, Any]:
         if all(optimizer.target is not model for model in found.values()):
             found[name] = optimizer.target
     return {"": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _plan(trainer: Any) -> tuple[int | None, int | None]:
+    """Return the iterations of an epoch and the epochs that are to come; a plan in iterations counts as one epoch."""
+    updater, stop = trainer.updater, trainer.stop_trigger
+    stop = getattr(stop, "_max_trigger", stop)  # of early stopping
+    if not isinstance(stop, triggers.IntervalTrigger):
+        return None, None
+    if stop.unit == "iteration":
+        left = stop.period - updater.iteration
+        return (left, 1) if left > 0 else (None, None)
+    iterator = updater.get_iterator("main") if hasattr(updater, "get_iterator") else None
+    dataset, size = getattr(iterator, "dataset", None), getattr(iterator, "batch_size", None)
+    left = math.ceil(stop.period - updater.epoch_detail)
+    return (math.ceil(len(dataset) / size), left) if dataset is not None and size and left > 0 else (None, None)
 
 
 def _epoch(updater: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from bnwatch.chainer.arrays import Average, to_float, to_host
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
+from bnwatch.chainer.structure import CHANGING, UNCALLED, Trace, structure
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
 from bnwatch.records import (
@@ -29,24 +31,36 @@ if TYPE_CHECKING:
     from bnwatch.chainer.layers import Layer
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
+    from bnwatch.records import Structure
     from bnwatch.watch import Watch
+
+
+_UNCALLED_STEPS = 8
+"""Steps without batch normalization after which nobody looks for it any longer."""
 
 
 class Session:
     """Joins a tap, the examples it keeps and a laboratory to a `Watch`.
 
     Every public method is called inside ``watch.guard``.
+
+    Attributes:
+        plan: training steps an epoch, and epochs that are to come; None where unknown.
     """
 
     def __init__(self, watch: Watch, models: Mapping[str, Any], clock: Clock, *, step: int = 0) -> None:
         """Begin a session after ``step`` steps."""
         self.watch, self.step, self.epoch = watch, step, 0
+        self._first = step
         self.layers = Layers(models)
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
+        self.plan: tuple[int | None, int | None] = None, None
+        self._structure: Structure | None = None
+        self._order: list[int] = []
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
@@ -57,6 +71,7 @@ class Session:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
+        self.tap.trace = Trace(self._failed)
         self.tap.enter()
         self._prepare()
 
@@ -65,6 +80,7 @@ class Session:
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
+        self._connect(calls)
         self.passes.end_step([call.layer for call in calls])
         if self.tap.sampled:
             self._observe(calls)
@@ -125,7 +141,7 @@ class Session:
     def _prepare(self) -> None:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
-        self.tap.watch_functions(wanted=self.passes.wanted)
+        self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         if self.tap.sampled:
             self.layers.refresh()
 
@@ -138,6 +154,25 @@ class Session:
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         specs = tuple(watched[index].spec() for index in order)
         self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+
+    def _connect(self, calls: Sequence[Call]) -> None:
+        """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
+        trace, order, known = self.tap.trace, [call.layer for call in calls], self._structure
+        if trace is None:
+            if known is not None and known.hidden is None and self.tap.sampled and order != self._order:
+                self._structure = replace(known, hidden=CHANGING)
+                self.watch.structured(self._structure)
+        elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
+            self.tap.trace, self._order = None, order
+            size = self.tap.rows or (calls[0].rows if calls else None)
+            steps, epochs = self.plan
+            known = structure(
+                self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
+            )
+            self._structure = known if calls or not self.layers.watched else replace(known, hidden=UNCALLED)
+            self.watch.structured(self._structure)
+        else:
+            trace.restart()
 
     def _observe(self, calls: Sequence[Call]) -> None:
         snapshot = StepSnapshot(
