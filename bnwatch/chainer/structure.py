@@ -117,14 +117,17 @@ class Trace:
             return
         function = function_of(node)
         operation = Operation(type(function).__name__, type(function).__module__, [self.value(x) for x in inputs])
-        operation.rate = float(getattr(function, "dropout_ratio", 0.0))
-        axes = getattr(function, "axes", None)
-        operation.axes = tuple(axes) if isinstance(axes, tuple | list) else None
-        own = node.forward
+        if operation.name == "Dropout":
+            operation.rate = float(function.dropout_ratio)
+        elif operation.name == "Transpose" and function.axes is not None:
+            operation.axes = tuple(function.axes)
+        set_before, own = vars(node).get("forward"), node.forward  # another watch may have put its observer there
         undrawn = operation.name == "Dropout" and not self._drawing
 
         def forward(arrays: Any) -> Any:
-            del node.forward
+            vars(node).pop("forward", None)
+            if set_before is not None:
+                node.forward = set_before
             outputs = _passed_on(node, arrays) if undrawn else own(arrays)
             try:
                 self._note(operation, outputs)
