@@ -509,6 +509,15 @@ def test_a_copy_as_the_help_says_has_statistics_of_its_own() -> None:
     assert link.gamma is not other.gamma
 
 
+def test_the_default_axis_on_the_input_is_no_question() -> None:
+    def silent(bn: Any) -> bool:
+        report = bnwatch.chainer.check(Net(lambda self, x: self.c(self.bn(x)), bn=bn, c=conv()), IMAGES)
+        return not [s for s in report.skipped if s.rule == "BN102"]
+
+    assert silent(L.BatchNormalization(3))
+    assert not silent(L.BatchNormalization(axis=(0, 1, 2)))
+
+
 def test_check_refuses_what_it_cannot_use() -> None:
     x = models.data(16)[0]
     with pytest.raises(TypeError, match="check needs a chainer.Link, got int"):
