@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,29 +20,43 @@ def array_of(value: Any) -> Any:
 
 
 def to_host(arrays: Sequence[Any]) -> list[NDArray[Any]]:
-    """Return copies on the host, in the same order, each of its own type and shape."""
+    """Return copies on the host, in the same order, each of its own type and shape.
+
+    Floating-point arrays of one device come together: the widest type holds the others exactly. Integers come apart
+    from them, as no floating-point type holds all of them.
+    """
     host: list[Any] = [None] * len(arrays)
-    devices: dict[str, list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for index, array in enumerate(arrays):
-        if isinstance(array, _ON_HOST):
+        device = None if isinstance(array, _ON_HOST) else backend.get_device_from_array(array)
+        if device is None or device.xp is np:  # iDeep's arrays live on the host
             host[index] = np.array(array)
         else:
-            devices.setdefault(backend.get_device_from_array(array).name, []).append(index)
-    for indices in devices.values():
+            kind = "f" if array.dtype.kind == "f" else array.dtype.str
+            groups.setdefault((device.name, kind), []).append(index)
+    for indices in groups.values():
         group = [arrays[i] for i in indices]
         device = backend.get_device_from_array(group[0])
-        if device.xp is np:  # iDeep's arrays live on the host
-            flat = [np.array(array).ravel() for array in group]
-            together = np.concatenate(flat)
-        else:
-            with device.create_context():
-                together = backend.CpuDevice().send(device.xp.concatenate([array.ravel() for array in group]))
+        with device.create_context():
+            flat = [array.ravel() for array in group]
+            together = backend.CpuDevice().send(flat[0] if len(flat) == 1 else device.xp.concatenate(flat))
         start = 0
         for i, array in zip(indices, group, strict=True):
             part = together[start : start + array.size]
             host[i] = part.reshape(array.shape).astype(array.dtype)
             start += array.size
     return host
+
+
+def collect(arrays: Sequence[Any], *averages: Average) -> list[NDArray[Any]]:
+    """Return copies of the arrays on the host, and settle the averages: with one copy a device for all of them."""
+    waiting = [average.take() for average in averages]
+    host = to_host([*arrays, *itertools.chain.from_iterable(waiting)])
+    start = len(arrays)
+    for average, values in zip(averages, waiting, strict=True):
+        average.settle(host[start : start + len(values)])
+        start += len(values)
+    return host[: len(arrays)]
 
 
 def to_float(value: Any) -> float:
@@ -52,8 +67,8 @@ def to_float(value: Any) -> float:
 _ON_HOST = (np.ndarray, np.generic, float, int)
 
 
-def _scalar(value: Any) -> float:
-    return float(value.item() if getattr(value, "size", 0) == 1 else np.mean(value))
+def _scalar(value: NDArray[Any]) -> float:
+    return float(value.item() if value.size == 1 else np.mean(value))
 
 
 class Average:
@@ -69,14 +84,19 @@ class Average:
         if value is not None:
             self._pending.append(array_of(value))
 
+    def take(self) -> list[Any]:
+        """Return the values that wait to be read, wherever they are, for `settle`."""
+        waiting, self._pending = self._pending, []
+        return waiting
+
+    def settle(self, values: Sequence[NDArray[Any]]) -> None:
+        """Take in values that came to the host."""
+        self._total += sum(map(_scalar, values))
+        self._count += len(values)
+
     def read(self) -> float | None:
         """Return the mean so far; None without values. Waits for the device."""
-        if self._pending:
-            elsewhere = [value for value in self._pending if not isinstance(value, _ON_HOST)]
-            here = [value for value in self._pending if isinstance(value, _ON_HOST)]
-            self._total += sum(map(_scalar, [*here, *to_host(elsewhere)]))
-            self._count += len(self._pending)
-            self._pending = []
+        collect((), self)
         return self._total / self._count if self._count else None
 
     def clear(self) -> None:

@@ -6,7 +6,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from chainer.training import extension, triggers
+import chainer
+from chainer.training import extension, triggers, updaters
 
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.session import Session
@@ -14,9 +15,10 @@ from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
     from types import TracebackType
 
+    from bnwatch.chainer.tap import Call
     from bnwatch.watch import OnDiagnosis
 
 
@@ -24,20 +26,32 @@ class _TrainerClock:
     """Tells calls of the update from those of extensions, without touching the updater.
 
     ``updater.iteration`` rises at the end of an update, and ``trainer.observation`` is a new dictionary in each
-    iteration: a call belongs to the update of iteration n if it was made while the count stood at n - 1, and not by an
-    extension that ran after the watch.
+    iteration: a call belongs to the update if it was made while the count stood where the last iteration had left it,
+    and not by an extension that ran after the watch. An updater of the user's own may count first: then the calls to be
+    differentiated are those of the update.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self._began = trainer.updater.iteration
         self._closed: Any = None
 
-    def now(self, *, trained: bool) -> Hashable | None:  # noqa: ARG002 - an update is known by the clock alone
+    def now(self, *, trained: bool) -> Hashable | None:
         trainer = self._trainer
-        return None if trainer.observation is self._closed else trainer.updater.iteration
+        if trainer.observation is self._closed:
+            return None
+        return _UPDATE if trainer.updater.iteration == self._began else _TRAINED if trained else _OUTSIDE
 
-    def close(self) -> None:
-        self._closed = self._trainer.observation
+    def close(self, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+        """End an iteration, and return which of its calls were made in the update and which in evaluations."""
+        self._began, self._closed = self._trainer.updater.iteration, self._trainer.observation
+        update = [call for call in calls if call.when == _UPDATE]
+        if update:
+            return update, [call for call in calls if call.when in {_TRAINED, _OUTSIDE}]
+        return [call for call in calls if call.when == _TRAINED], [call for call in calls if call.when == _OUTSIDE]
+
+
+_UPDATE, _TRAINED, _OUTSIDE = "update", "trained", "outside"
 
 
 class BatchNormWatch(Verdict, extension.Extension):
@@ -91,7 +105,8 @@ class BatchNormWatch(Verdict, extension.Extension):
         with self.watch.guard("starting"):
             self._clock = _TrainerClock(trainer)
             self._evaluators = Evaluators(trainer)
-            session = Session(self.watch, _targets(trainer), self._clock, step=trainer.updater.iteration)
+            models, step = _targets(trainer), trainer.updater.iteration
+            session = Session(self.watch, models, self._clock, step=step, replicas=_replicas(trainer.updater, models))
             session.evaluation_source = self._evaluators.examples
             session.plan = _plan(trainer)
             self._session = session
@@ -111,14 +126,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     @staticmethod
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
         step = trainer.updater.iteration
-        calls = [call for call, _ in session.tap.take()]
-        clock.close()
+        calls, outside = clock.close([call for call, _ in session.tap.take()])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
-        session.end_step([call for call in calls if call.when == step - 1], step, _epoch(trainer.updater))
+        session.end_step(calls, step, _epoch(trainer.updater))
         if report.evaluated:
-            outside = [call for call in calls if call.when == step]
             session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
 
     def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
@@ -141,9 +154,16 @@ class BatchNormWatch(Verdict, extension.Extension):
 
 
 def _targets(trainer: Any) -> dict[str, Any]:
-    """Return what is trained: one model without a name, several by the names of their optimizers."""
+    """Return what is trained: one model without a name, several by the names of their optimizers.
+
+    Raises:
+        TypeError: an optimizer has something else for a target than a link.
+    """
     found: dict[str, Any] = {}
     for name, optimizer in trainer.updater.get_all_optimizers().items():
+        if not isinstance(optimizer.target, chainer.Link):
+            msg = f"the updater's optimizer {name!r} trains a {type(optimizer.target).__name__}, no chainer.Link"
+            raise TypeError(msg)
         if all(optimizer.target is not model for model in found.values()):
             found[name] = optimizer.target
     return {"": next(iter(found.values()))} if len(found) == 1 else found
@@ -162,6 +182,18 @@ def _plan(trainer: Any) -> tuple[int | None, int | None]:
     dataset, size = getattr(iterator, "dataset", None), getattr(iterator, "batch_size", None)
     left = math.ceil(stop.period - updater.epoch_detail)
     return (math.ceil(len(dataset) / size), left) if dataset is not None and size and left > 0 else (None, None)
+
+
+def _replicas(updater: Any, models: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the copies of a model that are trained beside it, by its name."""
+    if not isinstance(updater, updaters.ParallelUpdater):
+        return {}
+    trained = updater._models.values()  # noqa: SLF001 - there is no public name
+    return {
+        name: [other for other in trained if other is not model]
+        for name, model in models.items()
+        if any(other is model for other in trained)
+    }
 
 
 def _epoch(updater: Any) -> int:

@@ -143,12 +143,16 @@ def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int,
     if not own:
         return {}
     found = chainer.grad([loss], [parameter for _, parameter in own])
+    given = [(link, g) for (link, _), g in zip(own, found, strict=True) if g is not None and g.array.size]
     largest: dict[int, float] = {}
-    for (link, _), gradient in zip(own, found, strict=True):
-        if gradient is not None and gradient.array.size:
-            value = float(to_host([abs(gradient.array).max()])[0])
-            largest[link] = float(np.maximum(largest.get(link, 0.0), value))
+    for (link, _), value in zip(given, to_host([_largest(gradient) for _, gradient in given]), strict=True):
+        largest[link] = float(np.maximum(largest.get(link, 0.0), value))
     return largest
+
+
+def _largest(gradient: chainer.Variable) -> Any:
+    with chainer.using_device(gradient.device):
+        return abs(gradient.array).max()
 
 
 def _loss(returned: Any, batch: Examples, *, probabilities: bool) -> Any:

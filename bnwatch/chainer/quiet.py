@@ -14,6 +14,7 @@ import chainer
 import numpy as np
 from chainer import backend
 from chainer import reporter as reporting
+from chainer.backends import cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,14 +27,14 @@ def undisturbed(models: Sequence[Any]) -> Iterator[None]:
     """Take back all that a forward pass leaves behind, also when it raises.
 
     Attributes of links (a classifier's ``y``, a recurrent state) and what lists, dictionaries, arrays and random
-    generators among them hold; parameters that get their shape in it; persistent arrays in place; the state of Python's
-    and NumPy's random generators, reported values, configuration. Hooks of the user see nothing of it. Random numbers
-    on a device are not drawn, as dropout is off. Objects of other classes that a link holds are not looked into, nor
-    are arrays above 16 MiB.
+    generators among them hold; parameters that get their shape in it; persistent arrays in place; the state of
+    Python's, NumPy's and CuPy's random generators, reported values, configuration. Hooks of the user see nothing of it.
+    Objects of other classes that a link holds are not looked into, nor are arrays above 16 MiB.
     """
     links = [link for model in models for link in model.links()]
     with ExitStack() as stack:
         stack.enter_context(_random_state())
+        stack.enter_context(_without(_device_generators()))  # whose state cannot be read: a draw makes new ones
         stack.enter_context(_links(links))
         stack.enter_context(_without(chainer.get_function_hooks()))
         stack.enter_context(_without(chainer._get_link_hooks()))  # noqa: SLF001 - there is no public name
@@ -69,6 +70,14 @@ def _random_state() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _device_generators() -> dict[int, Any]:
+    """Return CuPy's random generators by the number of their device."""
+    if not cuda.available:
+        return {}
+    generators: dict[int, Any] = cuda.cupy.random.get_random_state.__globals__["_random_states"]
+    return generators
 
 
 @contextmanager
@@ -157,19 +166,24 @@ _STATE_PARTS = 10_000
 
 
 def _refill(value: Any, held: Any) -> None:
+    if isinstance(value, set):  # element by element: one that is built anew may come in another order
+        for added in value.difference(held):
+            value.remove(added)
+        value.update(held)
+        return
     value.clear()
-    (value.update if isinstance(value, dict | set) else value.extend)(held)
+    (value.update if isinstance(value, dict) else value.extend)(held)
 
 
 @contextmanager
-def _without(hooks: dict[str, Any]) -> Iterator[None]:
-    saved = dict(hooks)
-    hooks.clear()
+def _without(entries: dict[Any, Any]) -> Iterator[None]:
+    saved = dict(entries)
+    entries.clear()
     try:
         yield
     finally:
-        hooks.clear()
-        hooks.update(saved)
+        entries.clear()
+        entries.update(saved)
 
 
 @contextmanager
@@ -186,13 +200,17 @@ def _silent_reports() -> Iterator[None]:
 @contextmanager
 def replaced(links: Sequence[Any], wrap: Callable[[Any, Forward], Forward]) -> Iterator[None]:
     """Let ``wrap(link, forward)`` take the place of each link's forward pass; call it inside `undisturbed`."""
-    saved = [(link, vars(link).get("forward")) for link in links]
+    saved = [(link, type(link), vars(link).get("forward")) for link in links]
     try:
-        for link in links:
-            vars(link)["forward"] = wrap(link, link.forward)
+        for link, own, _ in saved:
+            if hasattr(link, "forward"):
+                vars(link)["forward"] = wrap(link, link.forward)
+            else:  # written before Chainer 5: a call is looked up in the class
+                link.__class__ = type(own.__name__, (own,), {"__call__": staticmethod(wrap(link, link.__call__))})
         yield
     finally:
-        for link, forward in saved:
+        for link, own, forward in saved:
+            link.__class__ = own
             vars(link).pop("forward", None)
             if forward is not None:
                 vars(link)["forward"] = forward
@@ -202,12 +220,10 @@ def replaced(links: Sequence[Any], wrap: Callable[[Any, Forward], Forward]) -> I
 def batch_statistics(links: Sequence[Any], *, estimate: bool = False) -> Iterator[None]:
     """Let batch normalization, and nothing else, run in training mode; call it inside `undisturbed`.
 
-    Running statistics stay as they are, by Chainer's own switch for recomputation. With ``estimate`` they become the
-    plain average over the calls made inside, which is Chainer's finetuning, until `undisturbed` takes them back.
+    Running statistics stay as they are, by Chainer's own switch for recomputation, or with a decay of 1 where a link
+    does not know it. With ``estimate`` they become the plain average over the calls made inside, by the decays of
+    Chainer's finetuning, until `undisturbed` takes them back.
     """
-    for link in links:
-        if estimate:
-            link.start_finetuning()
     with replaced(links, lambda link, forward: _training(link, forward, estimate=estimate)):
         yield
 
@@ -241,9 +257,16 @@ def _training(link: Any, forward: Forward, *, estimate: bool = False) -> Forward
     if not estimate and isinstance(link, chainer.links.BatchRenormalization):  # what it reads when it recomputes
         link._prev_avg_mean, link._prev_avg_var = link.avg_mean, link.avg_var  # noqa: SLF001
 
+    calls = itertools.count(1)
+
     def training_forward(*args: Any, **kwargs: Any) -> Any:
-        with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
-            return forward(*args, **({**kwargs, "finetune": True} if estimate else kwargs))
+        own, link.decay = link.decay, 1.0 - 1.0 / next(calls) if estimate else 1.0
+        kwargs.pop("finetune", None)  # by a count of its own
+        try:
+            with chainer.using_config("train", True), chainer.using_config("in_recomputing", not estimate):
+                return forward(*args, **kwargs)
+        finally:
+            link.decay = own
 
     return training_forward
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, to_float, to_host
+from bnwatch.chainer.arrays import Average, collect, to_float
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -28,7 +28,6 @@ from bnwatch.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bnwatch.chainer.layers import Layer
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
     from bnwatch.records import Structure
@@ -48,11 +47,19 @@ class Session:
         plan: training steps an epoch, and epochs that are to come; None where unknown.
     """
 
-    def __init__(self, watch: Watch, models: Mapping[str, Any], clock: Clock, *, step: int = 0) -> None:
-        """Begin a session after ``step`` steps."""
+    def __init__(
+        self,
+        watch: Watch,
+        models: Mapping[str, Any],
+        clock: Clock,
+        *,
+        step: int = 0,
+        replicas: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Begin a session after ``step`` steps; ``replicas`` are trained beside the model of that name."""
         self.watch, self.step, self.epoch = watch, step, 0
         self._first = step
-        self.layers = Layers(models)
+        self.layers = Layers(models, replicas or {})
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
@@ -80,8 +87,8 @@ class Session:
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
-        self._connect(calls)
-        self.passes.end_step([call.layer for call in calls])
+        self._connect([call for call in calls if not call.replica])
+        self.passes.end_step([call.layer for call in calls if not call.replica])
         if self.tap.sampled:
             self._observe(calls)
         self._prepare()
@@ -143,7 +150,9 @@ class Session:
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         if self.tap.sampled:
+            known = len(self.layers.watched)
             self.layers.refresh()
+            self._opened &= known == len(self.layers.watched)
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""
@@ -152,8 +161,9 @@ class Session:
         self._opened = True
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
-        specs = tuple(watched[index].spec() for index in order)
-        self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+        unseen = self.layers.unseen() if self.step else {}
+        specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
+        self.watch.open(Attachment(specs, {**self.layers.unsupported, **unseen}, framework()))
 
     def _connect(self, calls: Sequence[Call]) -> None:
         """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
@@ -188,19 +198,26 @@ class Session:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
     def _records(self, calls: Sequence[Call]) -> tuple[CallRecord, ...]:
-        used = {call.layer: self.layers.watched[call.layer] for call in calls}
+        used = {(call.layer, call.replica): self.layers.at(call.layer, call.replica) for call in calls}
+        kept = {(call.layer, call.replica): call.running for call in calls}
         arrays = [array for call in calls for array in (call.mean, call.scale)]
-        arrays += [array for layer in used.values() for array in (layer.link.avg_mean, layer.link.avg_var)]
-        host = iter([array.ravel() for array in to_host(arrays)])
+        for place, layer in used.items():
+            arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
+        host = iter([array.ravel() for array in collect(arrays, self.accuracy, self.loss)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        running = {index: _running_statistics(layer, next(host), next(host)) for index, layer in used.items()}
-        specs = {index: layer.spec() for index, layer in used.items()}
-        count: dict[int, int] = {}
+        decays = {(call.layer, call.replica): float(call.decay) for call in calls}
+        running = {
+            place: RunningStatistics(next(host), next(host), decays[place], layer.known_updates, bessel_corrected=True)
+            for place, layer in used.items()
+        }
+        specs = {index: self.layers.at(index).spec() for index, _ in used}
+        count: dict[tuple[int, int], int] = {}
         records = []
         for call, statistics in zip(calls, batch, strict=True):
-            site = CallSite(specs[call.layer].path, count.get(call.layer, 0))
-            count[call.layer] = site.index + 1
-            records.append(CallRecord(specs[call.layer], site, statistics, running[call.layer]))
+            place = call.layer, call.replica
+            site = CallSite(specs[call.layer].path, count.get(place, 0), call.replica)
+            count[place] = site.index + 1
+            records.append(CallRecord(specs[call.layer], site, statistics, running[place]))
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:
@@ -229,7 +246,3 @@ def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
         square = np.square(exact) if call.form == "std" else 1.0 / np.square(exact)
         var = np.maximum(square - call.epsilon, 0.0).astype(scale.dtype)
     return BatchStatistics(mean, var, call.elements)
-
-
-def _running_statistics(layer: Layer, mean: Any, var: Any) -> RunningStatistics:
-    return RunningStatistics(mean, var, float(layer.link.decay), layer.known_updates, bessel_corrected=True)

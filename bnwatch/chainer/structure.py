@@ -84,6 +84,7 @@ class Operation:
     outputs: list[Value] = field(default_factory=list)
     rate: float = 0.0
     axes: tuple[int, ...] | None = None
+    """Of a transposition; of batch normalization those that have statistics of their own."""
     call: Call | None = None
     """What the tap saw, where it normalized with batch statistics."""
 
@@ -137,10 +138,12 @@ class Trace:
 
         node.forward = forward
 
-    def normalized(self, call: Call) -> None:
+    def normalized(self, call: Call, function: Any) -> None:
         """See that the function that ran last normalized with batch statistics."""
         if self._latest is not None:
+            keys = getattr(function, "key_axis", None)  # batch renormalization has no choice
             self._latest.call = call
+            self._latest.axes = tuple(keys or range(1, 1 + len(self._latest.inputs[1].shape)))
 
     def restart(self) -> None:
         """Forget everything."""
@@ -250,7 +253,7 @@ def structure(
         if operation is None:
             found.append(Place(site))
         else:
-            place = _place(operation, site, layers, owners, rows)
+            place = _place(operation, site, owners, rows)
             output = _makes_scores(operation, trace.returned)
             found.append(replace(place, bias=_arranged(operation.inputs[0]) in biased, output=output))
     usages = []
@@ -260,9 +263,9 @@ def structure(
     return Structure(tuple(usages), batch_size=batch_size, steps_per_epoch=steps_per_epoch, epochs=epochs)
 
 
-def _place(operation: Operation, site: CallSite, layers: Layers, owners: Owners, rows: int | None) -> Place:
+def _place(operation: Operation, site: CallSite, owners: Owners, rows: int | None) -> Place:
     source, maker = operation.inputs[0], _arranged(operation.inputs[0])
-    keys = _normalized(operation, layers)
+    keys = operation.axes or ()
     producer, kind = (None, None) if maker is None else owners.name(maker)
     dropout, rate = source.dropout or (None, 0.0)
     elements = operation.call.elements if operation.call is not None else 0
@@ -277,17 +280,6 @@ def _place(operation: Operation, site: CallSite, layers: Layers, owners: Owners,
         dropout=dropout,
         rate=rate,
     )
-
-
-def _normalized(operation: Operation, layers: Layers) -> list[int]:
-    """Return the axes of the input that have statistics of their own; Chainer's ``axis`` are the others."""
-    rank = len(operation.inputs[0].shape)
-    if operation.call is None:
-        return []
-    link = layers.watched[operation.call.layer].link
-    # without axes, those that the statistics have follow the batch axis
-    axes = (0, *range(link.avg_mean.ndim + 1, rank)) if link.axis is None else tuple(link.axis)
-    return [axis for axis in range(rank) if axis not in axes]
 
 
 def _arranged(value: Value) -> Operation | None:
@@ -359,7 +351,7 @@ def _biased(trace: Trace, layers: Layers, owners: Owners) -> set[Operation]:
     def reads(value: Value, reader: Operation) -> bool:
         if reader.name in ARRANGING:
             return all(map(taken_out, reader.outputs))
-        if reader.call is None or _normalized(reader, layers) != [value.channel]:
+        if reader.call is None or reader.axes != (value.channel,):
             return False
         spec = layers.watched[reader.call.layer].spec()
         return spec.trainable and owners.find(reader.inputs[2]) is not None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import chainer
 import numpy as np
+from chainer import backend
 from chainer.function import FunctionAdapter
 from chainer.functions.evaluation.accuracy import Accuracy
 from chainer.functions.evaluation.binary_accuracy import BinaryAccuracy
@@ -44,10 +45,14 @@ class Call(NamedTuple):
         rows: examples at this layer.
         elements: per channel.
         epsilon: of the function.
+        decay: of the function: while finetuning not that of the link.
         mean: the batch mean; None on a step that is not sampled.
         scale: the variance, or what ``form`` says.
         form: ``var``, ``inv_std`` (cuDNN keeps nothing else) or ``std`` (batch renormalization).
         recomputed: made in `F.forget`, whose backward pass goes through other nodes.
+        replica: which copy of the model made it; 0 is the model itself.
+        running: a replica's running mean and variance after the call, copied: the updater overwrites them within the
+            step.
     """
 
     layer: int
@@ -55,10 +60,13 @@ class Call(NamedTuple):
     rows: int
     elements: int
     epsilon: float
+    decay: float
     mean: Any
     scale: Any
     form: str
     recomputed: bool
+    replica: int = 0
+    running: tuple[Any, Any] | None = None
 
 
 class Clock(Protocol):
@@ -124,8 +132,9 @@ class Tap(chainer.FunctionHook):
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
-        self._nodes: dict[int, int] = {}
+        self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._differentiated: set[int] = set()
+        self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
             BatchNormalization: self._batch_normalization,
             FixedBatchNormalization: self._fixed,
@@ -170,7 +179,8 @@ class Tap(chainer.FunctionHook):
 
     def drop(self) -> None:
         """Forget the calls, and with them every array of the step."""
-        self._calls, self._nodes, self._differentiated = [], {}, set()
+        self._calls, self._differentiated, self._replica = [], set(), 0
+        self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -192,12 +202,14 @@ class Tap(chainer.FunctionHook):
             self._failed(error)
 
     def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:
-        number = self._nodes.get(id(node))
+        number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
-        if node.running_mean is None:  # the recomputation of F.forget, or no running statistics
+        if node.running_mean is None:
+            if not chainer.config.in_recomputing:  # that of F.forget
+                self._layers.normalized_elsewhere(None)
             return
         cudnn = type(node._impl).__name__ == "_CudnnBatchNormalizationImpl"  # noqa: SLF001
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
@@ -216,33 +228,42 @@ class Tap(chainer.FunctionHook):
             if self.sampled:  # it keeps x_hat and std, not the mean: mean = x - x_hat * std at any one element
                 x, gamma = inputs[:2]
                 one = (0, ..., *(0,) * (x.ndim - gamma.ndim - 1))
-                mean, scale = x[one] - function.x_hat[one] * function.std, function.std
+                with chainer.using_device(backend.get_device_from_array(x)):
+                    mean, scale = x[one] - function.x_hat[one] * function.std, function.std
             running_mean = function._running_mean  # noqa: SLF001 - the public name warns
             self._record(node, running_mean, inputs, (mean, scale, "std"))
 
     def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
-        layer = self._layers.find(running_mean)
-        if layer is None:
+        found = self._layers.find(running_mean)
+        if found is None:
+            self._layers.normalized_elsewhere(running_mean)
             return
-        self._layers.watched[layer].updates += 1
-        x = inputs[0]
+        index, self._replica = found
+        layer = self._layers.at(*found)
+        layer.updates += 1
+        overwritten = self.sampled and self._replica
+        x, function = inputs[0], function_of(node)
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
-        self._nodes[id(node)] = len(self._calls)  # a later node in the same place takes the place of a dead one
+        self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
-                layer,
+                index,
                 self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
                 x.size // inputs[1].size,
-                function_of(node).eps,
+                function.eps,
+                function.decay,
                 *kept,
                 recomputed,
+                self._replica,
+                (layer.link.avg_mean.copy(), layer.link.avg_var.copy()) if overwritten else None,
             )
         )
-        self._passes.normalized(layer)
-        if self.trace is not None:
-            self.trace.normalized(self._calls[-1])
+        if not self._replica:
+            self._passes.normalized(index)
+            if self.trace is not None:
+                self.trace.normalized(self._calls[-1], function)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
@@ -250,7 +271,7 @@ class Tap(chainer.FunctionHook):
         kind = function_type(node)
         scores, labels = inputs[:2]
         if is_training():
-            self.rows = len(labels)
+            self.rows = self.rows if self._replica else len(labels)
         else:
             self.tally.add(kind, scores, labels)
         self._passes.scored(kind, scores, labels)
