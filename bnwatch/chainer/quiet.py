@@ -116,7 +116,9 @@ class _Snapshot:
         if isinstance(value, chainer.Parameter):
             self._parameter(value)
         elif isinstance(value, chainer.get_array_types()) and value is not None:
-            if value.nbytes <= _STATE_BYTES and getattr(getattr(value, "flags", None), "writeable", True):
+            if value.size * value.dtype.itemsize <= _STATE_BYTES and getattr(
+                getattr(value, "flags", None), "writeable", True
+            ):
                 self.keep_array(value)
         elif isinstance(value, _MUTABLE):
             if self._new(value):
