@@ -208,6 +208,8 @@ class Signals:
     attachment: Attachment | None = None
     structure: Structure | None = None
     """What is known before the first step; None where the framework does not tell."""
+    framework: str = ""
+    """Framework of a model that is not being trained; in training the attachment names it."""
     tables: deque[SignalTable] = field(default_factory=lambda: deque(maxlen=HISTORY))
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -276,7 +278,7 @@ class Signals:
     @property
     def adapter(self) -> str | None:
         """Return the module whose repairs fit this model, ``bnwatch.keras`` or ``bnwatch.chainer``; None by hand."""
-        name = self.attachment.framework.partition(" ")[0] if self.attachment is not None else ""
+        name = (self.framework if self.attachment is None else self.attachment.framework).partition(" ")[0]
         return f"bnwatch.{name}" if name in {"keras", "chainer"} else None
 
     def attach(self, attachment: Attachment) -> None:

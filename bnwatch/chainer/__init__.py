@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from bnwatch.chainer import compat
 
 if TYPE_CHECKING:
+    from bnwatch.chainer.checking import check
     from bnwatch.chainer.experiments import attribute, crosscheck, localise, recalibrate
     from bnwatch.chainer.extension import BatchNormWatch
     from bnwatch.chainer.loop import watch
 
-__all__ = ["BatchNormWatch", "attribute", "crosscheck", "localise", "recalibrate", "watch"]
+__all__ = ["BatchNormWatch", "attribute", "check", "crosscheck", "localise", "recalibrate", "watch"]
 
 _HOMES = {
     "BatchNormWatch": "extension",
     "attribute": "experiments",
+    "check": "checking",
     "crosscheck": "experiments",
     "localise": "experiments",
     "recalibrate": "experiments",

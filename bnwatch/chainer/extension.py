@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
-from chainer.training import extension, updaters
+from chainer.training import extension, triggers, updaters
 from chainer.training.extensions import Evaluator
-from chainer.training.triggers import IntervalTrigger
 
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.ranks import Ranks
@@ -150,7 +150,10 @@ class BatchNormWatch(Verdict, extension.Extension):
         """Say so where this extension is called too rarely, or an evaluator too late."""
         entries = trainer._extensions  # noqa: SLF001 - the public method hides triggers and priorities
         own = entries[self.name]
-        every = isinstance(own.trigger, IntervalTrigger) and (own.trigger.period, own.trigger.unit) == (1, "iteration")
+        every = isinstance(own.trigger, triggers.IntervalTrigger) and (own.trigger.period, own.trigger.unit) == (
+            1,
+            "iteration",
+        )
         if own.trigger is not self.trigger and not every:
             self.watch.refuse(
                 "BatchNormWatch is to be called in every iteration and samples by itself: "
@@ -177,6 +180,7 @@ class BatchNormWatch(Verdict, extension.Extension):
         replicas = _replicas(trainer.updater, models)
         session = Session(self.watch, models, self._clock, step=step, replicas=replicas, ranks=self._ranks)
         session.evaluation_source = self._evaluators.examples
+        session.plan = _plan(trainer)
         self._session = session
         session.start()
 
@@ -265,6 +269,21 @@ def _targets(trainer: Any) -> dict[str, Any]:
         if all(optimizer.target is not model for model in found.values()):
             found[name] = optimizer.target
     return {"": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _plan(trainer: Any) -> tuple[int | None, int | None]:
+    """Return the iterations of an epoch and the epochs that are to come; a plan in iterations counts as one epoch."""
+    updater, stop = trainer.updater, trainer.stop_trigger
+    stop = getattr(stop, "_max_trigger", stop)  # of early stopping
+    if not isinstance(stop, triggers.IntervalTrigger):
+        return None, None
+    if stop.unit == "iteration":
+        left = stop.period - updater.iteration
+        return (left, 1) if left > 0 else (None, None)
+    iterator = updater.get_iterator("main") if hasattr(updater, "get_iterator") else None
+    dataset, size = getattr(iterator, "dataset", None), getattr(iterator, "batch_size", None)
+    left = math.ceil(stop.period - updater.epoch_detail)
+    return (math.ceil(len(dataset) / size), left) if dataset is not None and size and left > 0 else (None, None)
 
 
 def _replicas(updater: Any, models: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
+from collections import deque
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 def undisturbed(models: Sequence[Any]) -> Iterator[None]:
     """Take back all that a forward pass leaves behind, also when it raises.
 
-    Attributes of links (a classifier's ``y``, a recurrent state), persistent arrays in place, the state of Python's,
-    NumPy's and CuPy's random generators, reported values, configuration. Hooks of the user see nothing of it.
+    Attributes of links (a classifier's ``y``, a recurrent state) and what lists, dictionaries, arrays and random
+    generators among them hold; parameters that get their shape in it; persistent arrays in place; the state of
+    Python's, NumPy's and CuPy's random generators, reported values, configuration. Hooks of the user see nothing of it.
+    Objects of other classes that a link holds are not looked into, nor are arrays above 16 MiB.
     """
     links = [link for model in models for link in model.links()]
     with ExitStack() as stack:
@@ -40,12 +44,25 @@ def undisturbed(models: Sequence[Any]) -> Iterator[None]:
         stack.enter_context(_silent_reports())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.enter_context(_configuration())
         for name, value in _CONFIG.items():
             stack.enter_context(chainer.using_config(name, value))
         yield
 
 
 _CONFIG = {"train": False, "use_static_graph": False, "in_recomputing": False, "_will_recompute": False}
+
+
+@contextmanager
+def _configuration() -> Iterator[None]:
+    levels = vars(chainer.config._local), vars(chainer.global_config)  # noqa: SLF001 - of this thread
+    saved = [dict(level) for level in levels]
+    try:
+        yield
+    finally:
+        for level, values in zip(levels, saved, strict=True):
+            level.clear()
+            level.update(values)
 
 
 @contextmanager
@@ -68,21 +85,99 @@ def _device_generators() -> dict[int, Any]:
 
 @contextmanager
 def _links(links: Sequence[Any]) -> Iterator[None]:
-    attributes = [(link, dict(vars(link))) for link in links]
-    arrays = [
-        (array, array.copy())
-        for link in links
-        for name in link._persistent  # noqa: SLF001
-        if isinstance(array := vars(link).get(name), chainer.get_array_types()) and array is not None
-    ]
+    snapshot = _Snapshot()
+    for link in links:
+        snapshot.take(vars(link))
+        for name in link._persistent:  # noqa: SLF001
+            snapshot.keep_array(vars(link).get(name))
     try:
         yield
     finally:
-        for link, values in attributes:
-            vars(link).clear()
-            vars(link).update(values)
-        for array, copy in arrays:  # in place: a function hook knows a layer by its array
-            backend.copyto(array, copy)
+        snapshot.restore()
+
+
+class _Snapshot:
+    """What objects hold, to be put back into the very same objects."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._taken: dict[int, Any] = {}
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for undo in self._undo:
+            undo()
+
+    def keep_array(self, array: Any) -> None:
+        """Remember the values of an array, to be restored in place: a function hook knows a layer by its array."""
+        if isinstance(array, chainer.get_array_types()) and array is not None and self._new(array):
+            values = array.copy()
+            self._undo.append(lambda: backend.copyto(array, values))
+
+    def take(self, value: Any) -> None:
+        """Remember what a container holds, and what these hold; parameters, generators and small arrays, too."""
+        if isinstance(value, chainer.Parameter):
+            self._parameter(value)
+        elif isinstance(value, chainer.get_array_types()) and value is not None:
+            if value.size * value.dtype.itemsize <= _STATE_BYTES and getattr(
+                getattr(value, "flags", None), "writeable", True
+            ):
+                self.keep_array(value)
+        elif isinstance(value, _MUTABLE):
+            if self._new(value):
+                self._mutable(value)
+        elif isinstance(value, tuple):
+            for part in value:
+                self.take(part)
+
+    def _new(self, value: Any) -> bool:
+        new = id(value) not in self._taken
+        self._taken[id(value)] = value
+        return new
+
+    def _parameter(self, parameter: Any) -> None:
+        """Remember the arrays of a parameter: one without a shape is given one by its first forward pass."""
+        if self._new(parameter):
+            self._mutable(parameter._data)  # noqa: SLF001 - the list that its array lies in
+            for one in (parameter, parameter.node):
+                own = dict(vars(one))
+                self._undo.append(partial(_refill, vars(one), own))
+
+    def _mutable(self, value: Any) -> None:
+        if isinstance(value, random.Random):
+            python = value.getstate()
+            self._undo.append(lambda: value.setstate(python))
+        elif isinstance(value, np.random.RandomState):
+            legacy = value.get_state()
+            self._undo.append(lambda: value.set_state(legacy))
+        elif isinstance(value, np.random.Generator):
+            state = value.bit_generator.state
+            self._undo.append(lambda: setattr(value.bit_generator, "state", state))
+        else:
+            held: Any = dict(value) if isinstance(value, dict) else list(value)
+            self._undo.append(partial(_refill, value, held))
+            if len(held) <= _STATE_PARTS:
+                for part in held.values() if isinstance(held, dict) else held:
+                    self.take(part)
+
+
+_MUTABLE = (dict, set, list, deque, bytearray, random.Random, np.random.RandomState, np.random.Generator)
+
+_STATE_BYTES = 2**24
+"""An array of more than this is taken for data that a link holds, not for state that a forward pass changes."""
+
+_STATE_PARTS = 10_000
+"""So is what a longer container holds; the container itself is restored."""
+
+
+def _refill(value: Any, held: Any) -> None:
+    if isinstance(value, set):  # element by element: one that is built anew may come in another order
+        for added in value.difference(held):
+            value.remove(added)
+        value.update(held)
+        return
+    value.clear()
+    (value.update if isinstance(value, dict) else value.extend)(held)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
 from bnwatch.chainer.ranks import Ranks
+from bnwatch.chainer.structure import CHANGING, UNCALLED, Trace, structure
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
 from bnwatch.records import (
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
 
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
+    from bnwatch.records import Structure
     from bnwatch.watch import Watch
+
+
+_UNCALLED_STEPS = 8
+"""Steps without batch normalization after which nobody looks for it any longer."""
 
 
 class Session:
     """Joins a tap, the examples it keeps and a laboratory to a `Watch`.
 
     Every public method is called inside ``watch.guard``.
+
+    Attributes:
+        plan: training steps an epoch, and epochs that are to come; None where unknown.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class Session:
         ``replicas`` are trained beside the model of that name.
         """
         self.watch, self.step, self.epoch = watch, step, 0
+        self._first = step
         self.ranks = ranks or Ranks()
         watch.compares = not self.ranks.exchanging
         self.layers = Layers(models, replicas or {})
@@ -63,6 +73,9 @@ class Session:
         self.lab = ChainerLaboratory(self.layers, self._examples)
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
+        self.plan: tuple[int | None, int | None] = None, None
+        self._structure: Structure | None = None
+        self._order: list[int] = []
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
@@ -71,10 +84,13 @@ class Session:
         """Begin to see, after a snapshot from what was left when it was taken."""
         if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
             self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
+            self._structure = self.watch.signals.structure
         if self.watch.experiments:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
+        if self._structure is None:
+            self.tap.trace = Trace(self._failed)
         self.tap.enter()
         self._prepare()
 
@@ -88,6 +104,7 @@ class Session:
             "examples": self._seen_examples,
             "lasted": [now - self._began, now - self._evaluated],
             "layers": [[layer.path, layer.initial, layer.updates] for layer in self.layers.watched],
+            "order": self._order,
         }
         self.watch.leave(step=self.step, fingerprint=self._fingerprint(), own=own)
 
@@ -96,12 +113,12 @@ class Session:
         layers = {path: (initial and (float(initial[0]), float(initial[1])), n) for path, initial, n in own["layers"]}
         averages = [(float(total), int(n), list(map(float, rest))) for total, n, rest in (own["accuracy"], own["loss"])]
         epoch, examples, (began, evaluated) = int(own["epoch"]), int(own["examples"]), map(float, own["lasted"])
-        known = [layers[layer.path] for layer in self.layers.watched]
+        known, order = [layers[layer.path] for layer in self.layers.watched], list(map(int, own["order"]))
         for layer, (initial, updates) in zip(self.layers.watched, known, strict=True):
             layer.initial, layer.updates = initial, int(updates)
         self.accuracy.recall(averages[0])
         self.loss.recall(averages[1])
-        self.epoch, self._seen_examples = epoch, examples
+        self.epoch, self._seen_examples, self._order = epoch, examples, order
         self._began, self._evaluated = self._began - began, self._evaluated - evaluated
 
     def _fingerprint(self) -> str:
@@ -118,6 +135,7 @@ class Session:
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
+        self._connect([call for call in calls if not call.replica])
         self.passes.end_step([call.layer for call in calls if not call.replica])
         if self.tap.sampled:
             self._observe(calls)
@@ -183,7 +201,7 @@ class Session:
     def _prepare(self) -> None:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
-        self.tap.watch_functions(wanted=self.passes.wanted)
+        self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         if self.tap.sampled:
             known = len(self.layers.watched)
             self.layers.refresh()
@@ -210,6 +228,25 @@ class Session:
             self.watch.open(replace(attachment, unseen=self.ranks.unseen))
         for step, held in self.ranks.held():
             self.watch.compare(step=step, epoch=self.epoch, held=held)
+
+    def _connect(self, calls: Sequence[Call]) -> None:
+        """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
+        trace, order, known = self.tap.trace, [call.layer for call in calls], self._structure
+        if trace is None:
+            if known is not None and known.hidden is None and self.tap.sampled and order != self._order:
+                self._structure = replace(known, hidden=CHANGING)
+                self.watch.structured(self._structure)
+        elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
+            self.tap.trace, self._order = None, order
+            size = self.tap.rows or (calls[0].rows if calls else None)
+            steps, epochs = self.plan
+            known = structure(
+                self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
+            )
+            self._structure = known if calls or not self.layers.watched else replace(known, hidden=UNCALLED)
+            self.watch.structured(self._structure)
+        else:
+            trace.restart()
 
     def _observe(self, calls: Sequence[Call]) -> None:
         records = self._records([call for call in calls if call.mean is not None])

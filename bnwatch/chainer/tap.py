@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from bnwatch.chainer.layers import Layers
+    from bnwatch.chainer.structure import Trace
 
 SCORED = (Accuracy, BinaryAccuracy, SoftmaxCrossEntropy, SigmoidCrossEntropy)
 """Functions of scores and class labels, the surest first."""
@@ -121,12 +122,14 @@ class Tap(chainer.FunctionHook):
         communicates: a forward pass waited for other ranks in a function of ChainerMN.
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
+        trace: notes the functions of a step; None where nobody wants to know.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
         self.communicates = self.sampled = False
         self.rows = 0
+        self.trace: Trace | None = None
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
@@ -193,6 +196,8 @@ class Tap(chainer.FunctionHook):
     def _function(self, node: Any, inputs: tuple[Any, ...]) -> None:
         try:
             self._passes.function(node, inputs)
+            if self.trace is not None:
+                self.trace.function(node, inputs)
         except Exception as error:  # noqa: BLE001
             self.silence()
             self._failed(error)
@@ -263,6 +268,8 @@ class Tap(chainer.FunctionHook):
         )
         if not self._replica:
             self._passes.normalized(index)
+            if self.trace is not None:
+                self.trace.normalized(self._calls[-1], function)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 

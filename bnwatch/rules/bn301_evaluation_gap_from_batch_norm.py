@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, restores, rule, unexplained_gap
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, decay_argument, restores, rule, unexplained_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _refresh(signals: Signals) -> tuple[str, ...]:
         helps.append(
             f"or use a shorter memory: at decay {decay:g} the running statistics average over about "
             f"{moments.effective_batches(decay) if decay < 1.0 else math.inf:.0f} batches, in which the weights move "
-            f"on; try {SHORT_MEMORY:g} (Keras: momentum={SHORT_MEMORY:g})"
+            f"on; try {decay_argument(signals, f'{SHORT_MEMORY:g}')}"
         )
     return tuple(helps)
 
