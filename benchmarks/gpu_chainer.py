@@ -273,6 +273,8 @@ def nothing_waits(*, copies: bool) -> Iterator[list[int]]:
     send = backend.CpuDevice.send_array
 
     def counted(self: Any, array: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            return send(self, array)
         with cupyx.allow_synchronize(copies):
             sizes.append(-array.nbytes)
             return send(self, array)
