@@ -43,7 +43,7 @@ SEAMS = [
     (examples.KeptExamples, "add"),
     (tap.Tap, "take"),
     (tap.Tally, "add"),
-    (session, "to_host"),
+    (session, "collect"),
     (session.Session, "start"),
     (experiments.ChainerLaboratory, "__init__"),
 ]
