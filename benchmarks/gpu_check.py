@@ -3,11 +3,11 @@
     pip install -e .[chainer,cuda]
     python benchmarks/gpu_check.py
 
-Prints one line a check, on standard output: PASS with figures, FAIL, INCONCLUSIVE (two trainings without the watch already
-differ, so nothing can be said of a third) or SKIP with the reason. The exit status is 0 if nothing failed and something
-passed. A framework that is not installed is a SKIP, and so is a Keras backend that sees no GPU. Each framework and
-backend runs in a process of its own; ``KERAS_BACKEND`` chooses one backend. ``--cpu`` runs the same checks on the CPU,
-as far as they make sense there: it tests the script.
+Prints one line a check, on standard output: PASS with figures, FAIL, INCONCLUSIVE (two trainings without the watch
+already differ, so nothing can be said of a third) or SKIP with the reason. The exit status is 0 if nothing failed and
+something passed. A framework that is not installed is a SKIP, and so is a Keras backend that sees no GPU. Each
+framework and backend runs in a process of its own; ``KERAS_BACKEND`` chooses one backend. ``--cpu`` runs the same
+checks on the CPU, as far as they make sense there: it tests the script.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BACKENDS = ("tensorflow", "jax", "torch")
-DETERMINISTIC = {
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])),
+    "PYTHONWARNINGS": "ignore",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true",
@@ -59,7 +62,7 @@ def part(framework: str, package: str, environment: dict[str, str], *, cpu: bool
             print(f"SKIP {package}: {needed} is not installed", flush=True)
             return ["SKIP"]
     command = [sys.executable, str(HERE / f"gpu_{framework}.py"), *(["--cpu"] if cpu else [])]
-    environment = {**os.environ, **DETERMINISTIC, **environment, **(OFF if cpu else {})}
+    environment = {**os.environ, **ENVIRONMENT, **environment, **(OFF if cpu else {})}
     words: list[str] = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         for line in process.stdout or ():

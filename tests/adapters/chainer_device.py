@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import chainer
 import numpy as np
 from chainer import backend
 from chainer.backends import cuda
@@ -127,5 +128,6 @@ def connect(monkeypatch: Any) -> dict[int, Any]:
     monkeypatch.setattr(cuda, "cupy", cupy)
     monkeypatch.setattr(backend.GpuDevice, "xp", cupy)
     monkeypatch.setattr(backend.GpuDevice, "supported_array_types", (DeviceArray,))
+    monkeypatch.setattr(chainer, "_array_types", None)  # remembered from the first time that somebody asks
     log.clear()
     return generators
