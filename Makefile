@@ -3,7 +3,7 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 NOX := .venv/nox/bin/nox
-SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer chainer_old chainer_new
+SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer chainer_mpi chainer_old chainer_new
 JOBS ?= 2
 BENCHMARKED := unit keras chainer
 

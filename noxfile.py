@@ -26,7 +26,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = [
     "lint", "unit", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras", "chainer",
-    "chainer_old", "chainer_new",
+    "chainer_mpi", "chainer_old", "chainer_new",
 ]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
@@ -38,8 +38,9 @@ PARTICULAR = {
 # Keras 2 runs on TensorFlow alone: what holds for the one holds for the other.
 PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "tensorflow_loop")]
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
-CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
-CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS))]
+MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
+CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
+CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS))]
 # Run beside every framework: what they show is worth something only where a framework is installed.
 EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
@@ -242,6 +243,13 @@ def chainer(session: nox.Session) -> None:
     """Test the Chainer adapter on current NumPy."""
     install(session)
     pytest(session, *EVERYWHERE, *CHAINER_TESTS)
+
+
+@nox.session(requires=["chainer_wheel"])
+def chainer_mpi(session: nox.Session) -> None:
+    """Test the Chainer adapter under ChainerMN, on two ranks of an MPI that is installed beside it."""
+    install(session)
+    pytest(session, *MPI_TESTS)
 
 
 OWN_TESTS = [

@@ -42,6 +42,11 @@ class Allowances:
             self._patterns.append((ids[name], subject or "*", reason, entry))
             self.unused.add(entry)
 
+    @property
+    def used(self) -> set[str]:
+        """Return the entries that matched a finding."""
+        return {entry for *_, entry in self._patterns} - self.unused
+
     def reason(self, rule: str, subject: str) -> str | None:
         """Return why a finding is allowed, None where it is not; the first entry that matches gives the reason."""
         matching = [
@@ -77,6 +82,22 @@ class Engine:
     def skipped(self) -> tuple[Skipped, ...]:
         """Return the rules that could not look the last time."""
         return tuple(self._skipped.values())
+
+    @property
+    def quiet(self) -> dict[str, int]:
+        """Return how often in a row nothing was found where a diagnosis still stands, by its key."""
+        return dict(self._quiet)
+
+    @property
+    def appeared(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state, in the order they appeared."""
+        return tuple(self._diagnoses.values())
+
+    def recall(self, diagnoses: Iterable[Diagnosis], skipped: Iterable[Skipped], quiet: Mapping[str, int]) -> None:
+        """Go on from `appeared`, `skipped` and `quiet`."""
+        self._diagnoses = {diagnosis.key: diagnosis for diagnosis in diagnoses}
+        self._skipped = {entry.rule: entry for entry in skipped}
+        self._quiet = dict(quiet)
 
     def needs(self, *experiments: str) -> bool:
         """Return whether a rule waits for one of these experiments."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 
+from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
 
@@ -22,14 +23,18 @@ _numbers = itertools.count()
 
 
 class _LoopClock:
-    """A forward pass that is not to be differentiated belongs to no update."""
+    """A forward pass that is not to be differentiated belongs to no update.
 
-    def __init__(self, seen: Callable[[], None]) -> None:
-        self._seen = seen
+    The first update of a ChainerMN optimizer only shares the parameters, and ends no step. What tells the passes before
+    it from those after it is that every update looks anew at which parameters there are.
+    """
+
+    def __init__(self, optimizer: Any, seen: Callable[[], None]) -> None:
+        self._optimizer, self._seen = optimizer, seen
 
     def now(self, *, trained: bool) -> Hashable | None:
         self._seen()
-        return 0 if trained else None
+        return id(getattr(self._optimizer, "target_params", None)) if trained else None
 
 
 class _Updated:
@@ -75,6 +80,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         allow: diagnoses that are known and accepted: ``{"BN101:encoder/*": "why"}``.
         on_diagnosis: ``"warn"``, ``"raise"``, ``"log"`` or a callable.
         experiments: ``"auto"`` or False.
+        comm: the communicator of ChainerMN, given on every rank: rank 0 then sees the statistics of all.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -91,6 +97,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         allow: Mapping[str, str] | None = None,
         on_diagnosis: OnDiagnosis = "warn",
         experiments: Literal["auto"] | bool = "auto",
+        comm: Any = None,
     ) -> None:
         self._models = _models(model)
         if optimizer is not None and getattr(optimizer, "target", None) is None:
@@ -99,16 +106,23 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
+        self._ranks = Ranks(comm, every)
+        links = [link for one in self._models.values() for link in one.links()]
+        self._ranks.notice([*([] if optimizer is None else [optimizer]), *links])
+        if self._ranks.rank:
+            self.watch.silence()
         self._optimizer, self._hook = optimizer, f"bnwatch-{next(_numbers)}"
         self._session: Session | None = None
 
     def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
         """Begin to watch."""
         with self.watch.guard("starting"):
-            self._session = session = Session(self.watch, self._models, _LoopClock(self._listen))
+            clock = _LoopClock(self._optimizer, self._listen)
+            self._session = session = Session(self.watch, self._models, clock, ranks=self._ranks)
             session.tap.watch_backward()
             session.start()
             self._listen()
+        self._ranks.retire(self.watch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -121,6 +135,8 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             with self.watch.guard("ending the training"):
                 if session is not None:
                     session.finish(complete=error is None and self.watch.enabled)
+            with self.watch.guard("leaving the other ranks"):
+                self._ranks.leave(0, None, wait=error is None)
         finally:
             self.watch.close()
 
@@ -137,6 +153,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             session.loss.add(loss)
             if self._optimizer is None:
                 self._end_step(session)
+        self._ranks.retire(self.watch)
 
     def evaluation(self, *, accuracy: Any = None, loss: Any = None, examples: int = 0) -> None:
         """Record an evaluation, after its last forward pass; the epoch ends with it."""
@@ -147,6 +164,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             calls = [call for call, differentiated in session.tap.take() if not differentiated]
             session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
             session.epoch += 1
+        self._ranks.retire(self.watch)
 
     def _active(self) -> Session | None:
         if self._session is None and self.watch.enabled:
@@ -154,6 +172,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             raise RuntimeError(msg)
         if not self.watch.enabled and self._session is not None:
             self._session.tap.leave()
+            self._ranks.retire(self.watch)
         return self._session if self.watch.enabled else None
 
     def _listens(self) -> bool:
@@ -167,12 +186,14 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
     def _updated(self, optimizer: Any) -> None:
         session = self._session
         if session is None or not self.watch.enabled:
+            self._ranks.retire(self.watch)
             return
         with self.watch.guard("ending a step"):
             target = optimizer.target
             session.accuracy.add(getattr(target, "accuracy", None))
             session.loss.add(getattr(target, "loss", None))
             self._end_step(session)
+        self._ranks.retire(self.watch)
 
     @staticmethod
     def _end_step(session: Session) -> None:
@@ -180,6 +201,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         calls = [call for call, differentiated in taken if differentiated]
         if not calls:
             calls = [call for call, _ in taken if call.when is not None]
+        calls = [call for call in calls if call.when == calls[-1].when]
         session.end_step(calls, session.step + 1, session.epoch)
 
 

@@ -16,6 +16,8 @@ from chainer import backend
 from chainer import reporter as reporting
 from chainer.backends import cuda
 
+from bnwatch.chainer.layers import is_multi_node
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -36,6 +38,7 @@ def undisturbed(models: Sequence[Any]) -> Iterator[None]:
         stack.enter_context(_random_state())
         stack.enter_context(_without(_device_generators()))  # whose state cannot be read: a draw makes new ones
         stack.enter_context(_links(links))
+        stack.enter_context(_of_this_rank([link for link in links if is_multi_node(link)]))
         stack.enter_context(_without(chainer.get_function_hooks()))
         stack.enter_context(_without(chainer._get_link_hooks()))  # noqa: SLF001 - there is no public name
         stack.enter_context(_silent_reports())
@@ -175,6 +178,20 @@ def _refill(value: Any, held: Any) -> None:
         return
     value.clear()
     (value.update if isinstance(value, dict) else value.extend)(held)
+
+
+@contextmanager
+def _of_this_rank(links: Sequence[Any]) -> Iterator[None]:
+    """Turn normalization over all ranks into that of this rank alone: the others do not take part."""
+    classes = [type(link) for link in links]
+    try:
+        for link in links:
+            vars(link)["axis"] = None
+            object.__setattr__(link, "__class__", chainer.links.BatchNormalization)
+        yield
+    finally:
+        for link, own in zip(links, classes, strict=True):
+            object.__setattr__(link, "__class__", own)
 
 
 @contextmanager

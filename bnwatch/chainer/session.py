@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, collect, to_float
+from bnwatch.chainer.arrays import Average, collect, to_float, to_host
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
+from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.structure import CHANGING, UNCALLED, Trace, structure
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
@@ -44,7 +47,8 @@ class Session:
     Every public method is called inside ``watch.guard``.
 
     Attributes:
-        plan: training steps an epoch, and epochs that are to come; None where unknown.
+        plan: returns the training steps of an epoch, and the epochs that are to come after that many steps; None where
+            unknown.
     """
 
     def __init__(
@@ -53,34 +57,81 @@ class Session:
         models: Mapping[str, Any],
         clock: Clock,
         *,
+        ranks: Ranks | None = None,
         step: int = 0,
         replicas: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Begin a session after ``step`` steps; ``replicas`` are trained beside the model of that name."""
+        """Begin a session after ``step`` steps, on one of several ranks.
+
+        ``replicas`` are trained beside the model of that name.
+        """
         self.watch, self.step, self.epoch = watch, step, 0
         self._first = step
+        self.ranks = ranks or Ranks()
+        watch.compares = not self.ranks.exchanging
         self.layers = Layers(models, replicas or {})
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
-        self.plan: tuple[int | None, int | None] = None, None
-        self._structure: Structure | None = None
-        self._order: list[int] = []
+        self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to see."""
+        """Begin to see, after a snapshot from what was left when it was taken."""
+        if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
+            self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
+            self._first = 0
         if self.watch.experiments:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
-        self.tap.trace = Trace(self._failed)
+        known = self.watch.signals.structure
+        if known is None:
+            self.tap.trace = Trace(self._failed)
+        elif (known.steps_per_epoch, known.epochs) != self.plan(self._first):
+            steps, epochs = self.plan(self._first)
+            self.watch.structured(replace(known, steps_per_epoch=steps, epochs=epochs))
         self.tap.enter()
         self._prepare()
+
+    def leave(self) -> None:
+        """Leave what is known now, for a run that goes on from here."""
+        now = time.perf_counter()
+        own = {
+            "epoch": self.epoch,
+            "accuracy": self.accuracy.memory,
+            "loss": self.loss.memory,
+            "examples": self._seen_examples,
+            "lasted": [now - self._began, now - self._evaluated],
+            "layers": [[layer.path, layer.initial, layer.updates] for layer in self.layers.watched],
+        }
+        self.watch.leave(step=self.step, fingerprint=self._fingerprint(), own=own)
+
+    def _recall(self, own: Mapping[str, Any]) -> None:
+        """Go on from what `leave` left."""
+        layers = {path: (initial and (float(initial[0]), float(initial[1])), n) for path, initial, n in own["layers"]}
+        averages = [(float(total), int(n), list(map(float, rest))) for total, n, rest in (own["accuracy"], own["loss"])]
+        epoch, examples, (began, evaluated) = int(own["epoch"]), int(own["examples"]), map(float, own["lasted"])
+        known = [layers[layer.path] for layer in self.layers.watched]
+        for layer, (initial, updates) in zip(self.layers.watched, known, strict=True):
+            layer.initial, layer.updates = initial, int(updates)
+        self.accuracy.recall(averages[0])
+        self.loss.recall(averages[1])
+        self.epoch, self._seen_examples = epoch, examples
+        self._began, self._evaluated = self._began - began, self._evaluated - evaluated
+
+    def _fingerprint(self) -> str:
+        """Return a digest of the running statistics: a snapshot brings them back to the bit."""
+        layers = [layer for layer in self.layers.watched if layer.link.avg_mean is not None]
+        host = to_host([array for layer in layers for array in (layer.link.avg_mean, layer.link.avg_var)])
+        found = hashlib.sha256("\0".join(layer.path for layer in layers).encode("utf-8", "surrogatepass"))
+        for array in host:
+            found.update(array.tobytes())
+        return found.hexdigest()
 
     def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
         """End a step whose update made these calls."""
@@ -103,6 +154,8 @@ class Session:
     ) -> None:
         """Record an evaluation during which these calls normalized with batch statistics."""
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
         paths = [self.layers.watched[call.layer].path for call in batch_calls]
@@ -125,14 +178,17 @@ class Session:
         self.watch.evaluated(record)
         self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
         self._evaluated = time.perf_counter()
-        self._prepare()
         if self.watch.experiments:
             self.passes.training.renew()
+        self._prepare()
 
     def finish(self, *, complete: bool) -> None:
         """End the training; ``complete`` says that it was not cut off."""
         self.tap.leave()
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.leave(self.step, self.lab.running(), wait=complete)
+            self._compare()
         if complete:
             seconds = self._seconds(self._began)
             self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=True)
@@ -159,41 +215,56 @@ class Session:
         if self._opened:
             return
         self._opened = True
+        self.watch.open(self._attachment(calls))
+
+    def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         unseen = self.layers.unseen() if self.step else {}
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
-        self.watch.open(Attachment(specs, {**self.layers.unsupported, **unseen}, framework()))
+        return Attachment(specs, {**self.layers.unsupported, **unseen}, framework(), self.ranks.unseen)
+
+    def _compare(self) -> None:
+        """Compare what all ranks evaluated with, or say anew why that is not seen."""
+        attachment = self.watch.signals.attachment
+        if attachment is not None and attachment.unseen != self.ranks.unseen:
+            self.watch.open(replace(attachment, unseen=self.ranks.unseen))
+        for step, held in self.ranks.held():
+            self.watch.compare(step=step, epoch=self.epoch, held=held)
 
     def _connect(self, calls: Sequence[Call]) -> None:
         """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
-        trace, order, known = self.tap.trace, [call.layer for call in calls], self._structure
+        trace, known = self.tap.trace, self.watch.signals.structure
         if trace is None:
-            if known is not None and known.hidden is None and self.tap.sampled and order != self._order:
-                self._structure = replace(known, hidden=CHANGING)
-                self.watch.structured(self._structure)
+            if known is not None and known.hidden is None and self.tap.sampled and self._differs(known, calls):
+                self.watch.structured(replace(known, hidden=CHANGING))
         elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
-            self.tap.trace, self._order = None, order
+            self.tap.trace = None
             size = self.tap.rows or (calls[0].rows if calls else None)
-            steps, epochs = self.plan
+            steps, epochs = self.plan(self._first)
             known = structure(
                 self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
             )
-            self._structure = known if calls or not self.layers.watched else replace(known, hidden=UNCALLED)
-            self.watch.structured(self._structure)
+            self.watch.structured(known if calls or not self.layers.watched else replace(known, hidden=UNCALLED))
         else:
             trace.restart()
 
+    def _differs(self, known: Structure, calls: Sequence[Call]) -> bool:
+        seen = Counter(self.layers.watched[call.layer].path for call in calls)
+        return seen != Counter({usage.path: len(usage.places) for usage in known.layers if usage.places})
+
     def _observe(self, calls: Sequence[Call]) -> None:
+        records = self._records([call for call in calls if call.mean is not None])
         snapshot = StepSnapshot(
             step=self.step,
             epoch=self.epoch,
-            calls=self._records([call for call in calls if call.mean is not None]),
+            calls=self.ranks.gather(self.step, records),
             accuracy=self.accuracy.read(),
             loss=self.loss.read(),
             examples=self._seen_examples,
         )
         self.watch.observe(snapshot)
+        self._compare()
         if self.watch.wants_look:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
@@ -221,6 +292,9 @@ class Session:
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:
+        if self.tap.communicates:
+            msg = "the model communicates with other ranks in its forward pass, and these do not take part"
+            raise ExperimentNotPossibleError(msg)
         if split == "training":
             found = self.passes.training.newest(limit)
             reason = self.passes.training.reason
@@ -236,6 +310,11 @@ class Session:
             msg = reason or f"no {split} examples were seen: pass probe=(inputs, labels)"
             raise ExperimentNotPossibleError(msg)
         return found
+
+
+def _by_path(attachment: Attachment | None) -> Any:
+    """Return an attachment so that two are equal that differ in the order of the layers."""
+    return attachment and ({spec.path: spec for spec in attachment.layers}, dict(attachment.unsupported))
 
 
 def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:

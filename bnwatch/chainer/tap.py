@@ -43,7 +43,7 @@ class Call(NamedTuple):
         layer: index of the layer.
         when: the clock's time; None outside of an update.
         rows: examples at this layer.
-        elements: per channel.
+        elements: per channel; of all ranks, if it normalized over them.
         epsilon: of the function.
         decay: of the function: while finetuning not that of the link.
         mean: the batch mean; None on a step that is not sampled.
@@ -119,6 +119,7 @@ class Tap(chainer.FunctionHook):
     """Sees every function of this thread while it is entered.
 
     Attributes:
+        communicates: a forward pass waited for other ranks in a function of ChainerMN.
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
@@ -126,7 +127,7 @@ class Tap(chainer.FunctionHook):
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
-        self.sampled = False
+        self.communicates = self.sampled = False
         self.rows = 0
         self.trace: Trace | None = None
         self.tally = Tally()
@@ -212,8 +213,9 @@ class Tap(chainer.FunctionHook):
                 self._layers.normalized_elsewhere(None)
             return
         cudnn = type(node._impl).__name__ == "_CudnnBatchNormalizationImpl"  # noqa: SLF001
+        ranks = getattr(getattr(node._impl, "comm", None), "size", 1)  # noqa: SLF001 - of ChainerMN's multi-node link
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
-        self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"))
+        self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"), ranks)
 
     def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:
         if self._layers.find(inputs[3]) is not None:
@@ -232,8 +234,12 @@ class Tap(chainer.FunctionHook):
                     mean, scale = x[one] - function.x_hat[one] * function.std, function.std
             running_mean = function._running_mean  # noqa: SLF001 - the public name warns
             self._record(node, running_mean, inputs, (mean, scale, "std"))
+        elif type(function).__module__.startswith("chainermn.functions."):
+            self.communicates = True
 
-    def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
+    def _record(
+        self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str], ranks: int = 1
+    ) -> None:
         found = self._layers.find(running_mean)
         if found is None:
             self._layers.normalized_elsewhere(running_mean)
@@ -251,7 +257,7 @@ class Tap(chainer.FunctionHook):
                 index,
                 self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
-                x.size // inputs[1].size,
+                x.size // inputs[1].size * ranks,
                 function.eps,
                 function.decay,
                 *kept,
