@@ -180,7 +180,7 @@ class BatchNormWatch(Verdict, extension.Extension):
         replicas = _replicas(trainer.updater, models)
         session = Session(self.watch, models, self._clock, step=step, replicas=replicas, ranks=self._ranks)
         session.evaluation_source = self._evaluators.examples
-        session.plan = _plan(trainer)
+        session.plan = partial(_plan, trainer)
         self._session = session
         session.start()
 
@@ -271,18 +271,21 @@ def _targets(trainer: Any) -> dict[str, Any]:
     return {"": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def _plan(trainer: Any) -> tuple[int | None, int | None]:
-    """Return the iterations of an epoch and the epochs that are to come; a plan in iterations counts as one epoch."""
+def _plan(trainer: Any, since: int) -> tuple[int | None, int | None]:
+    """Return the iterations of an epoch, and the epochs from iteration ``since`` on: the first one, or that of now.
+
+    A plan in iterations counts as one epoch.
+    """
     updater, stop = trainer.updater, trainer.stop_trigger
     stop = getattr(stop, "_max_trigger", stop)  # of early stopping
     if not isinstance(stop, triggers.IntervalTrigger):
         return None, None
     if stop.unit == "iteration":
-        left = stop.period - updater.iteration
+        left = stop.period - since
         return (left, 1) if left > 0 else (None, None)
     iterator = updater.get_iterator("main") if hasattr(updater, "get_iterator") else None
     dataset, size = getattr(iterator, "dataset", None), getattr(iterator, "batch_size", None)
-    left = math.ceil(stop.period - updater.epoch_detail)
+    left = math.ceil(stop.period - (updater.epoch_detail if since else 0))
     return (math.ceil(len(dataset) / size), left) if dataset is not None and size and left > 0 else (None, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ class Session:
     Every public method is called inside ``watch.guard``.
 
     Attributes:
-        plan: training steps an epoch, and epochs that are to come; None where unknown.
+        plan: returns the training steps of an epoch, and the epochs that are to come after that many steps; None where
+            unknown.
     """
 
     def __init__(
@@ -73,9 +75,7 @@ class Session:
         self.lab = ChainerLaboratory(self.layers, self._examples)
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
-        self.plan: tuple[int | None, int | None] = None, None
-        self._structure: Structure | None = None
-        self._order: list[int] = []
+        self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
@@ -84,13 +84,16 @@ class Session:
         """Begin to see, after a snapshot from what was left when it was taken."""
         if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
             self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
-            self._structure = self.watch.signals.structure
+            self._first = 0
         if self.watch.experiments:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
-        if self._structure is None:
+        known = self.watch.signals.structure
+        if known is None:
             self.tap.trace = Trace(self._failed)
+        elif (known.steps_per_epoch, known.epochs) != (plan := self.plan(self._first)):
+            self.watch.structured(replace(known, steps_per_epoch=plan[0], epochs=plan[1]))
         self.tap.enter()
         self._prepare()
 
@@ -104,7 +107,6 @@ class Session:
             "examples": self._seen_examples,
             "lasted": [now - self._began, now - self._evaluated],
             "layers": [[layer.path, layer.initial, layer.updates] for layer in self.layers.watched],
-            "order": self._order,
         }
         self.watch.leave(step=self.step, fingerprint=self._fingerprint(), own=own)
 
@@ -113,12 +115,12 @@ class Session:
         layers = {path: (initial and (float(initial[0]), float(initial[1])), n) for path, initial, n in own["layers"]}
         averages = [(float(total), int(n), list(map(float, rest))) for total, n, rest in (own["accuracy"], own["loss"])]
         epoch, examples, (began, evaluated) = int(own["epoch"]), int(own["examples"]), map(float, own["lasted"])
-        known, order = [layers[layer.path] for layer in self.layers.watched], list(map(int, own["order"]))
+        known = [layers[layer.path] for layer in self.layers.watched]
         for layer, (initial, updates) in zip(self.layers.watched, known, strict=True):
             layer.initial, layer.updates = initial, int(updates)
         self.accuracy.recall(averages[0])
         self.loss.recall(averages[1])
-        self.epoch, self._seen_examples, self._order = epoch, examples, order
+        self.epoch, self._seen_examples = epoch, examples
         self._began, self._evaluated = self._began - began, self._evaluated - evaluated
 
     def _fingerprint(self) -> str:
@@ -231,22 +233,24 @@ class Session:
 
     def _connect(self, calls: Sequence[Call]) -> None:
         """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
-        trace, order, known = self.tap.trace, [call.layer for call in calls], self._structure
+        trace, known = self.tap.trace, self.watch.signals.structure
         if trace is None:
-            if known is not None and known.hidden is None and self.tap.sampled and order != self._order:
-                self._structure = replace(known, hidden=CHANGING)
-                self.watch.structured(self._structure)
+            if known is not None and known.hidden is None and self.tap.sampled and self._differs(known, calls):
+                self.watch.structured(replace(known, hidden=CHANGING))
         elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
-            self.tap.trace, self._order = None, order
+            self.tap.trace = None
             size = self.tap.rows or (calls[0].rows if calls else None)
-            steps, epochs = self.plan
+            steps, epochs = self.plan(self._first)
             known = structure(
                 self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
             )
-            self._structure = known if calls or not self.layers.watched else replace(known, hidden=UNCALLED)
-            self.watch.structured(self._structure)
+            self.watch.structured(known if calls or not self.layers.watched else replace(known, hidden=UNCALLED))
         else:
             trace.restart()
+
+    def _differs(self, known: Structure, calls: Sequence[Call]) -> bool:
+        seen = Counter(self.layers.watched[call.layer].path for call in calls)
+        return seen != Counter({usage.path: len(usage.places) for usage in known.layers if usage.places})
 
     def _observe(self, calls: Sequence[Call]) -> None:
         records = self._records([call for call in calls if call.mean is not None])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from chainer import training
-from chainer.training import triggers
+from chainer.training import extensions, triggers
 
 import bnwatch.chainer
 from bnwatch.chainer.structure import CHANGING, UNCALLED
@@ -385,6 +386,25 @@ def test_what_a_trainer_plans(stop: Any, plan: Any, tmp_path: Any) -> None:
     assert (known.steps_per_epoch, known.epochs) == plan
     (run,) = read_runs(tmp_path / "watch")
     assert run.structure == known
+
+
+def test_a_run_that_goes_on_keeps_what_was_seen_and_takes_the_new_plan(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = []
+    for epochs in (1, 3):
+        trainer = models.trainer_of(models.MLP(), tmp_path, epochs=epochs, evaluate=False)
+        watch = bnwatch.chainer.BatchNormWatch(str(tmp_path / "watch"), on_diagnosis="log")
+        trainer.extend(watch)
+        trainer.extend(extensions.snapshot(filename="at"), trigger=(1, "epoch"))
+        if known:
+            chainer.serializers.load_npz(str(tmp_path / "at"), trainer)
+            monkeypatch.setattr("bnwatch.chainer.session.structure", None)
+        trainer.run()
+        assert watch.watch.enabled
+        known.append(watch.watch.signals.structure)
+    assert known[1] == replace(known[0], epochs=3)
+    assert read_runs(tmp_path / "watch")[0].structure == known[1]
 
 
 # the rules
