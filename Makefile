@@ -3,7 +3,7 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 NOX := .venv/nox/bin/nox
-SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer
+SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer chainer_mpi chainer_old chainer_new
 JOBS ?= 2
 BENCHMARKED := unit keras chainer
 
@@ -23,6 +23,9 @@ session-%:
 	@{ PYTHONUNBUFFERED=1 $(NOX) --sessions $* 2>&1; echo $$? > .venv/results/$*.status; } | \
 	while IFS= read -r line; do printf '%s: %s\n' '$*' "$$line"; done; \
 	exit $$(cat .venv/results/$*.status)
+
+# Built once, before the sessions that run at once all build it.
+session-chainer session-chainer_old session-chainer_new: session-chainer_wheel
 
 demo: $(NOX) ## train a broken network and its repaired twin, and watch bnwatch tell them apart
 	@$(NOX) --sessions demo

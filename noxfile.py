@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +26,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = [
     "lint", "unit", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras", "chainer",
+    "chainer_mpi", "chainer_old", "chainer_new",
 ]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
@@ -35,18 +38,41 @@ PARTICULAR = {
 # Keras 2 runs on TensorFlow alone: what holds for the one holds for the other.
 PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "tensorflow_loop")]
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
-CHAINER_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_*.py"))
-CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS))]
+MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
+CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
+CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS))]
 # Run beside every framework: what they show is worth something only where a framework is installed.
 EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
 
-def install(session: nox.Session, *, package: bool = True) -> None:
+def found(*versions: tuple[int, int]) -> str | None:
+    """Return an interpreter of the first of these versions that this machine has, or its own; None if it has none."""
+    return sys.executable if PYTHON in versions else next(filter(None, map(_interpreter, versions)), None)
+
+
+def _interpreter(version: tuple[int, int]) -> str | None:
+    name = "{}.{}".format(*version)
+    command = ["py", f"-{name}"] if sys.platform == "win32" else [f"python{name}"]
+    try:
+        asked = subprocess.run(  # noqa: S603 - nothing in it comes from outside
+            [*command, "-c", "import sys; print(sys.executable)"],
+            env={**os.environ, "PYENV_VERSION": name},  # pyenv hides the versions that are not switched on
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return asked.stdout.strip() or None
+
+
+def install(session: nox.Session, *, package: bool = True, listed: str = "") -> None:
     """Install what ``constraints/<session>.txt`` lists, and the checkout itself, unless nothing changed since.
 
-    ``constraints/<session>.no-deps.txt``, where there is one, lists what is installed without what it asks for.
+    ``constraints/<session>.no-deps.txt``, where there is one, lists what is installed without what it asks for. A
+    session that differs from another one by its interpreter alone names that one's list.
     """
-    requirements = ROOT / "constraints" / f"{session.name}.txt"
+    requirements = ROOT / "constraints" / f"{listed or session.name}.txt"
     alone = requirements.with_suffix(".no-deps.txt")
     sources = [requirements, *filter(Path.is_file, [alone]), ROOT / "setup.cfg", ROOT / "pyproject.toml"]
     digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
@@ -217,6 +243,68 @@ def chainer(session: nox.Session) -> None:
     """Test the Chainer adapter on current NumPy."""
     install(session)
     pytest(session, *EVERYWHERE, *CHAINER_TESTS)
+
+
+@nox.session(requires=["chainer_wheel"])
+def chainer_mpi(session: nox.Session) -> None:
+    """Test the Chainer adapter under ChainerMN, on two ranks of an MPI that is installed beside it."""
+    install(session)
+    pytest(session, *MPI_TESTS)
+
+
+OWN_TESTS = [
+    f"chainer_tests/{folder}"
+    for folder in ("links_tests/normalization_tests", "functions_tests/normalization_tests", "training_tests")
+]
+# Chainer's own options make errors of warnings, which newer NumPy gives: they say nothing of the tap.
+OWN_OPTIONS = [
+    *("-c", os.devnull, "--rootdir", ".", "-p", "tests.adapters.chainer_own", "-p", "no:cacheprovider"),
+    *("-q", "--tb=line", "-W", "ignore", "-m", "not (gpu or multi_gpu or cudnn or chainerx or ideep)"),
+]
+OLD, NEW = found((3, 10)), found((3, 13), (3, 12))
+
+
+@nox.session(python=OLD or False, requires=["chainer_wheel"])
+def chainer_old(session: nox.Session) -> None:
+    """Test the Chainer adapter on Python 3.10 and NumPy 1.23, where Chainer needs no help and is given none."""
+    if OLD is None:
+        skip(session, "there is no Python 3.10 on this machine")
+    install(session)
+    session.env["BNWATCH_TEST_PLAIN"] = "1"
+    pytest(session, *EVERYWHERE, *CHAINER_TESTS)
+
+
+@nox.session(python=NEW or False, requires=["chainer_wheel"])
+def chainer_new(session: nox.Session) -> None:
+    """Test the Chainer adapter on Python 3.12 or newer and the newest NumPy."""
+    if NEW is None:
+        skip(session, "there is no Python 3.12 or 3.13 on this machine")
+    install(session, listed="chainer")
+    pytest(session, *EVERYWHERE, *CHAINER_TESTS)
+
+
+@nox.session(requires=["chainer_wheel"])
+def chainer_own(session: nox.Session) -> None:
+    """Run Chainer's own tests of normalization and training with and without the tap: what passes must go on passing.
+
+    They come from a checkout of Chainer 7.8.1 that CHAINER_SOURCE names, or else from its repository.
+    """
+    source = Path(os.environ.get("CHAINER_SOURCE", VENVS / "chainer-7.8.1")).absolute()
+    if "CHAINER_SOURCE" not in os.environ and not source.is_dir() and shutil.which("git"):
+        clone = ("git", "clone", "--quiet", "--depth=1", "--branch=v7.8.1", "https://github.com/chainer/chainer")
+        session.run(*clone, str(source), external=True, success_codes=[0, 128], env={"GIT_TERMINAL_PROMPT": "0"})
+    if not (source / "tests" / "chainer_tests").is_dir():
+        skip(session, "CHAINER_SOURCE names no checkout of Chainer 7.8.1, and its repository cannot be had")
+    install(session)
+    # Where the tests are: one folder above, the sources would be imported in place of the package.
+    session.chdir(source / "tests")
+    session.env.update({"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"})
+    command = ("python", "-m", "pytest", *OWN_OPTIONS, *(session.posargs or OWN_TESTS))
+    results = [Path(session.create_tmp()) / f"{how}.xml" for how in ("without", "with")]
+    for result, tap in zip(results, ("0", "1"), strict=True):
+        result.unlink(missing_ok=True)
+        session.run(*command, f"--junitxml={result}", env={"BNWATCH_TEST_TAP": tap}, success_codes=[0, 1])
+    session.run("python", "-m", "tests.adapters.chainer_own", *map(str, results))
 
 
 @nox.session(requires=["chainer_wheel"])

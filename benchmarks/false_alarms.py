@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,10 +77,10 @@ def shared_layers(seconds: float) -> None:
     show(f"{'all':>8} {'':>8} {'':<12}", totals)
 
 
-def show(head: str, counted: NDArray[np.float64]) -> None:
+def show(head: str, counted: NDArray[np.float64], widths: tuple[int, ...] = (7, 7, 8, 10)) -> None:
     """Print one line of the table."""
     looks, *hits = counted
-    shares = [f"{100 * hit / looks:>{width - 1}.2f}%" for hit, width in zip(hits, (7, 7, 8, 10), strict=True)]
+    shares = [f"{100 * hit / looks:>{width - 1}.2f}%" for hit, width in zip(hits, widths, strict=True)]
     print(f"{head} {looks:>6.0f} {' '.join(shares)}", flush=True)
 
 
@@ -97,6 +98,48 @@ def one_layer(
         first, second = (call.batch for call in snapshot.calls)
         distance = np.abs(first.mean - second.mean) / np.sqrt((first.var + second.var) / 2.0)
         counted += (1, apart.differ(0.01), apart.differ(1e-4), alarm("BN101", signals), bool((distance > FIXED).any()))
+    return counted
+
+
+def replicas(seconds: float) -> None:
+    """BN212: replicas that see random parts of the same data, compared after 4 to 16 samples."""
+    print(
+        "\nBN212, parts of the same data: share of looks with p below, of looks with a warning, and of looks in which"
+    )
+    print("running statistics alone are .1 standard deviations apart, noise taken out")
+    print(f"{'replicas':>8} {'channels':>8} {'elements':>8} {'activations':<12} {'looks':>6} {'p<.01':>7} "
+          f"{'p<1e-4':>7} {'warning':>8} {'apart':>7}")  # fmt: skip
+    totals = np.zeros(5)
+    for number, channels in ((2, 8), (2, 512), (8, 64)):
+        for count in (8, 32, 128):
+            for kind, draw in KINDS.items():
+                counted, spent, seed = np.zeros(5), time.perf_counter(), 0
+                while time.perf_counter() - spent < seconds:
+                    counted += one_replicated(number, channels, draw(channels, count), seed)
+                    seed += 1
+                totals += counted
+                show(f"{number:>8} {channels:>8} {count:>8} {kind:<12}", counted, (7, 7, 8, 7))
+    show(f"{'all':>8} {'':>8} {'':>8} {'':<12}", totals, (7, 7, 8, 7))
+
+
+def one_replicated(
+    number: int, channels: int, draw: Callable[[np.random.Generator], NDArray[np.float64]], seed: int
+) -> NDArray[np.float64]:
+    """Return the looks at one layer on several replicas, and in how many each criterion was met."""
+    layer, signals, counted = testing.layer(channels=channels), testing.signals(), np.zeros(5)
+    parts = [testing.train(layer, draw, steps=5 * STEPS, every=5, seed=1000 * seed + n) for n in range(number)]
+    for snapshots in zip(*parts, strict=True):
+        calls = [
+            replace(call, site=replace(call.site, replica=n)) for n, part in enumerate(snapshots) for call in part.calls
+        ]
+        signals.observe(testing.snapshot(snapshots[0].step, *calls))
+        if len(signals.tables) < LOOKS_FROM:
+            continue
+        found = signals.compare(snapshots[0].step, 0)
+        assert found is not None
+        (apart,) = found.layers
+        far = max(apart["between_shift"], apart["between_scale"]) > 0.1
+        counted += (1, apart.differ(0.01), apart.differ(1e-4), alarm("BN212", signals), far)
     return counted
 
 
@@ -190,10 +233,13 @@ def settled(trials: int) -> None:
 def main() -> None:
     """Run all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each kind of shared layer (default: 2)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="for each kind of shared or replicated layer (default: 2)"
+    )
     parser.add_argument("--trials", type=int, default=2000, help="simulated experiments each (default: 2000)")
     arguments = parser.parse_args()
     shared_layers(arguments.seconds)
+    replicas(arguments.seconds)
     paired_cells(arguments.trials)
     equal_inputs(arguments.trials)
     slow_starts(arguments.trials)

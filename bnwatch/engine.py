@@ -6,14 +6,15 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from bnwatch.diagnosis import Diagnosis, Severity, Skipped
-from bnwatch.rules import CATALOGUE
+from bnwatch.diagnosis import Diagnosis, Report, Severity, Skipped
+from bnwatch.rules import BEFORE_TRAINING, CATALOGUE
+from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from bnwatch.records import Structure
     from bnwatch.rules import Finding, Rule
-    from bnwatch.signals import Signals
 
 QUIET_LOOKS = 2
 """How often in a row a rule must look and find nothing before its diagnosis is cleared: one look may be a fluke."""
@@ -40,6 +41,11 @@ class Allowances:
                 raise ValueError(msg)
             self._patterns.append((ids[name], subject or "*", reason, entry))
             self.unused.add(entry)
+
+    @property
+    def used(self) -> set[str]:
+        """Return the entries that matched a finding."""
+        return {entry for *_, entry in self._patterns} - self.unused
 
     def reason(self, rule: str, subject: str) -> str | None:
         """Return why a finding is allowed, None where it is not; the first entry that matches gives the reason."""
@@ -76,6 +82,22 @@ class Engine:
     def skipped(self) -> tuple[Skipped, ...]:
         """Return the rules that could not look the last time."""
         return tuple(self._skipped.values())
+
+    @property
+    def quiet(self) -> dict[str, int]:
+        """Return how often in a row nothing was found where a diagnosis still stands, by its key."""
+        return dict(self._quiet)
+
+    @property
+    def appeared(self) -> tuple[Diagnosis, ...]:
+        """Return every diagnosis in its last state, in the order they appeared."""
+        return tuple(self._diagnoses.values())
+
+    def recall(self, diagnoses: Iterable[Diagnosis], skipped: Iterable[Skipped], quiet: Mapping[str, int]) -> None:
+        """Go on from `appeared`, `skipped` and `quiet`."""
+        self._diagnoses = {diagnosis.key: diagnosis for diagnosis in diagnoses}
+        self._skipped = {entry.rule: entry for entry in skipped}
+        self._quiet = dict(quiet)
 
     def needs(self, *experiments: str) -> bool:
         """Return whether a rule waits for one of these experiments."""
@@ -152,3 +174,30 @@ def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:
     return (before.state, before.severity, before.causes, before.step) != (
         now.state, now.severity, now.causes, now.step,
     )  # fmt: skip
+
+
+def check(structure: Structure, *, run: str, framework: str) -> Report:
+    """Return what is known of a model before the first step.
+
+    Args:
+        structure: how its layers are connected, and the plan of the training.
+        run: a name for the report.
+        framework: ``keras`` or ``chainer``, and the version.
+
+    Raises:
+        ValueError: a number of the plan is not positive.
+    """
+    for name in ("batch_size", "steps_per_epoch", "epochs"):
+        value = getattr(structure, name)
+        if value is not None and value < 1:
+            msg = f"{name} must be at least 1, got {value!r}"
+            raise ValueError(msg)
+    engine = Engine(rules=BEFORE_TRAINING)
+    engine.run(Signals(structure=structure, framework=framework))
+    return Report(
+        run=run,
+        diagnoses=engine.diagnoses,
+        skipped=engine.skipped,
+        layers=len(structure.layers),
+        sites=sum(1 for _ in structure.places()),
+    )

@@ -65,6 +65,17 @@ def effective_batches(decay: float) -> float:
     return (1.0 + decay) / (1.0 - decay)
 
 
+def average_noise(decay: NDArray[np.floating]) -> Vector:
+    """Return the variance of a moving average in units of that of the values it averages, which are independent.
+
+    With decay a it is sum over k of ((1 - a) a^k)^2 = (1 - a) / (1 + a), the inverse of `effective_batches`; less
+    while the initial value still weighs something. Zero from a decay of 1 on, where nothing is taken in.
+    """
+    a = np.clip(decay, 0.0, 1.0)
+    noise: Vector = (1.0 - a) / (1.0 + a)
+    return noise
+
+
 def initial_weight(decay: float, updates: float) -> float:
     """Return ``decay ** updates``: the share of the initial value left in a moving average after so many updates."""
     return float(decay**updates)

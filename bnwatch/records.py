@@ -159,6 +159,13 @@ class EvaluationRecord:
     majority: float | None = None
     batch_statistics: tuple[str, ...] = ()
 
+    @property
+    def gap(self) -> float | None:
+        """Return training minus evaluation accuracy; None where one of them is unknown."""
+        if self.accuracy is None or self.train_accuracy is None:
+            return None
+        return self.train_accuracy - self.accuracy
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -168,11 +175,13 @@ class Attachment:
         layers: the watched layers in network order.
         unsupported: layers that normalize but cannot be watched, with the reason.
         framework: ``keras 3.15.1 (tensorflow)`` and the like, for the record.
+        unseen: why the statistics of other replicas are not seen; None where they are, or where there are none.
     """
 
     layers: tuple[LayerSpec, ...]
     unsupported: Mapping[str, str] = field(default_factory=dict)
     framework: str = ""
+    unseen: str | None = None
 
 
 Layout = Literal["channels_first", "channels_last"]

@@ -10,23 +10,28 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from bnwatch import moments
+from bnwatch.records import CallSite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from bnwatch.evidence import Attribution, Cells, Entering, Look
-    from bnwatch.records import Attachment, CallRecord, CallSite, EvaluationRecord, LayerSpec, StepSnapshot, Structure
+    from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
     Floats = NDArray[np.floating]
+    Layout = tuple[tuple[CallSite, int], ...]
+    Held = Mapping[str, Sequence[tuple[Floats, Floats]]]
+
+Group = TypeVar("Group", bound="_SiteGroup")
 
 STATISTICS = (
     "count",
@@ -67,7 +72,8 @@ SITE_STATISTICS = (
 between_shift: standard deviation between the sites' batch means, in standard deviations of the activations, noise
 taken out, root mean square over channels; between_scale: the same of their log standard deviations; between_ratio: the
 F ratio (between sites / over steps) of the two, whichever is larger; steps: sampled steps behind it; then the channel
-in which they differ most, and its statistics at each site.
+in which they differ most, and its statistics at each site. Of `Replicas` the rows are the replicas, and the first two
+are taken from their running statistics.
 """
 
 WINDOW = 16
@@ -78,6 +84,10 @@ DOMINANT = 1e6
 
 HISTORY = 256
 """Tables, evaluations and looks that are kept: bounds memory, and covers any rule's window."""
+
+
+WORST, GAP = "bnwatch/worst/", "bnwatch/accuracy/gap"
+"""Names under which numbers are shown beside those of the training: what is farthest off, and the accuracy gap."""
 
 
 class Flag(IntFlag):
@@ -129,6 +139,15 @@ class SharedSites:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicas:
+    """How far apart the running statistics of the replicas are when they evaluate; layers in network order."""
+
+    step: int
+    epoch: int
+    layers: tuple[SharedSites, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SignalTable:
     """One sample: ``values`` is ``(len(sites), len(STATISTICS))``, float32."""
 
@@ -145,6 +164,14 @@ class SignalTable:
         """Return one statistic of every site, shape ``(sites,)``."""
         column: Float32 = self.values[:, STATISTICS.index(statistic)]
         return column
+
+    def distances(self) -> dict[str, Float32]:
+        """Return by name how far the batch statistics of every site are from the running ones, shape ``(sites,)``."""
+        with np.errstate(all="ignore"):
+            return {
+                "mean_shift": np.abs(self.column("mean_shift")),
+                "log_std_ratio": np.abs(np.log(self.column("std_ratio"))),
+            }
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +208,8 @@ class Signals:
     attachment: Attachment | None = None
     structure: Structure | None = None
     """What is known before the first step; None where the framework does not tell."""
+    framework: str = ""
+    """Framework of a model that is not being trained; in training the attachment names it."""
     tables: deque[SignalTable] = field(default_factory=lambda: deque(maxlen=HISTORY))
     evaluations: deque[EvaluationRecord] = field(default_factory=lambda: deque(maxlen=HISTORY))
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -189,6 +218,8 @@ class Signals:
     """To which layers the cost that the cells show was attributed; its step is that of the cells."""
     entering: Entering | None = None
     """What enters each layer, evaluation against training examples, as last measured together with the cells."""
+    replicas: Replicas | None = None
+    """How far apart the replicas were when they last evaluated."""
     refused: str | None = None
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)
@@ -247,7 +278,7 @@ class Signals:
     @property
     def adapter(self) -> str | None:
         """Return the module whose repairs fit this model, ``bnwatch.keras`` or ``bnwatch.chainer``; None by hand."""
-        name = self.attachment.framework.partition(" ")[0] if self.attachment is not None else ""
+        name = (self.framework if self.attachment is None else self.attachment.framework).partition(" ")[0]
         return f"bnwatch.{name}" if name in {"keras", "chainer"} else None
 
     def attach(self, attachment: Attachment) -> None:
@@ -272,6 +303,43 @@ class Signals:
             record = replace(record, accuracy=known[0], train_accuracy=known[1])
         self.evaluations.append(record)
         self.evaluated += 1
+
+    @property
+    def replicated(self) -> int:
+        """Return how many replicas the latest sample is of."""
+        return 1 + max((site.replica for site in self.table.sites), default=0) if self.table is not None else 1
+
+    def compare(self, step: int, epoch: int, held: Held | None = None) -> Replicas | None:
+        """Compare the running statistics of the replicas, and return how far they are apart.
+
+        Args:
+            step: training steps finished when they are held.
+            epoch: epoch of that step.
+            held: mean and variance on each replica by layer; those of the latest sample if None.
+
+        Returns:
+            None where there is nothing to compare: one replica, a single sample, or values that are not finite.
+        """
+        if self._history is None:
+            return None
+        with np.errstate(all="ignore"):
+            layers = self._history.compare(held)
+        if layers:
+            self.replicas = Replicas(step, epoch, layers)
+        return self.replicas if layers else None
+
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """Return what no table holds, numbers and arrays by name: the last samples, channel by channel."""
+        return None if self._history is None else self._history.memory
+
+    def recall(self, memory: Mapping[str, Any] | None) -> None:
+        """Go on from a `memory`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        self._history = None if memory is None else _History.recalled(memory)
 
     def sites(self, flag: Flag | None = None) -> Iterator[SiteSignals]:
         """Yield the call sites of the latest sample, in the order of the forward pass; only those with a flag."""
@@ -300,6 +368,13 @@ class Signals:
                 yield self.specs[layer], sites, apart.get(layer)
 
 
+def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """Return by name the largest finite distance of these rows, or of all; nothing where there is none."""
+    found = {name: values if rows is None else values[rows] for name, values in distances.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in found.items()}
+    return {name: float(values.max()) for name, values in finite.items() if values.size}
+
+
 def share(accuracy: float | None) -> float | None:
     """Return an accuracy that lies in [0, 1], None for anything else."""
     return accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
@@ -324,7 +399,8 @@ class _History:
     """Per-channel memory of the last samples, flat over all sites so that every signal is a few array operations."""
 
     def __init__(self) -> None:
-        self._layout: tuple[tuple[CallSite, int], ...] = ()
+        self._layout: Layout = ()
+        self._replicas: list[_ReplicaGroup] = []
 
     def table(self, snapshot: StepSnapshot) -> SignalTable:
         calls = snapshot.calls
@@ -347,7 +423,7 @@ class _History:
             examples=snapshot.examples,
         )
 
-    def _reset(self, layout: tuple[tuple[CallSite, int], ...]) -> None:
+    def _reset(self, layout: Layout) -> None:
         self._layout = layout
         self._channels = np.array([channels for _, channels in layout])
         self._starts = np.concatenate([[0], np.cumsum(self._channels)[:-1]]).astype(np.intp)
@@ -356,6 +432,42 @@ class _History:
         self._previous: Floats | None = None
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
+        self._replicas = _replica_groups(layout, self._starts)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return everything but what `_reset` makes of the layout."""
+        if not self._layout:
+            return {"layout": []}
+        return {
+            "layout": [[site.layer, site.index, site.replica, channels] for site, channels in self._layout],
+            "first": self._first,
+            "left_initial": self._left_initial,
+            "previous": self._previous,
+            "noise": list(self._noise),
+            "groups": [group.memory for group in (*self._groups, *self._replicas)],
+        }
+
+    @classmethod
+    def recalled(cls, memory: Mapping[str, Any]) -> _History:
+        """Return the history that a `memory` is of."""
+        history = cls()
+        layout = tuple((CallSite(layer, index, replica), int(n)) for layer, index, replica, n in memory["layout"])
+        if not layout:
+            return history
+        history._reset(layout)
+        shape = (int(history._channels.sum()),)
+        history._first = memory["first"]
+        history._left_initial = memory["left_initial"]
+        history._previous = memory["previous"]
+        history._noise.extend(memory["noise"])
+        for array in (*(history._first or ()), *([] if history._previous is None else [history._previous])):
+            _check_shape(array, shape)
+        for array in (*([] if history._left_initial is None else [history._left_initial]), *history._noise):
+            _check_shape(array, (len(layout),))
+        for group, part in zip((*history._groups, *history._replicas), memory["groups"], strict=True):
+            group.recall(part)
+        return history
 
     def _spread(self, per_site: Sequence[float], dtype: DTypeLike) -> Floats:
         """Repeat one value a site over the site's channels."""
@@ -411,7 +523,15 @@ class _History:
         }
         values = np.stack([np.asarray(columns[name], dtype=np.float32) for name in STATISTICS], axis=1)
         shared = [s for group in self._groups for s in group.update(mean, wide, running_mean, running_var)]
+        for replicas in self._replicas:
+            replicas.update(mean, wide, running_mean, running_var)
+            replicas.decay = self._spread([call.spec.decay for call in calls], np.float64)
+            replicas.epsilon = epsilon
         return values, tuple(shared)
+
+    def compare(self, held: Held | None) -> tuple[SharedSites, ...]:
+        """Return how far the replicas of each layer are apart in what they hold."""
+        return tuple(shared for replicas in self._replicas for shared in replicas.compare(held))
 
     def _initial(self, calls: Sequence[CallRecord], raw: Sequence[NDArray[np.floating]]) -> NDArray[np.bool_]:
         """Return which sites hold exactly their initial values; one that left them is not looked at again."""
@@ -437,18 +557,36 @@ class _History:
         return samples
 
 
-def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.intp]) -> list[_SiteGroup]:
+def _check_shape(array: Any, shape: tuple[int, ...]) -> None:
+    if np.shape(array) != shape:
+        msg = f"an array of shape {np.shape(array)} stands where {shape} belongs"
+        raise ValueError(msg)
+
+
+def _site_groups(layout: Layout, starts: NDArray[np.intp]) -> list[_SiteGroup]:
     """Group the shared layers by how many call sites they have on the first replica."""
+    return _groups(
+        _SiteGroup, [(n, site.layer) for n, (site, _) in enumerate(layout) if not site.replica], layout, starts
+    )
+
+
+def _replica_groups(layout: Layout, starts: NDArray[np.intp]) -> list[_ReplicaGroup]:
+    """Group the layers by on how many replicas their first call site is."""
+    return _groups(
+        _ReplicaGroup, [(n, site.layer) for n, (site, _) in enumerate(layout) if not site.index], layout, starts
+    )
+
+
+def _groups(kind: type[Group], chosen: list[tuple[int, str]], layout: Layout, starts: NDArray[np.intp]) -> list[Group]:
     places: dict[str, list[int]] = {}
-    for number, (site, _) in enumerate(layout):
-        if site.replica == 0:
-            places.setdefault(site.layer, []).append(number)
+    for number, layer in chosen:
+        places.setdefault(layer, []).append(number)
     by_sites: dict[int, dict[str, list[int]]] = {}
     for layer, numbers in places.items():
-        if len(numbers) > 1:
+        if len(numbers) > 1 and len({layout[n][1] for n in numbers}) == 1:
             by_sites.setdefault(len(numbers), {})[layer] = numbers
     return [
-        _SiteGroup(
+        kind(
             list(layers),
             np.array([layout[numbers[0]][1] for numbers in layers.values()]),
             np.concatenate(
@@ -457,6 +595,24 @@ def _site_groups(layout: tuple[tuple[CallSite, int], ...], starts: NDArray[np.in
         )
         for layers in by_sites.values()
     ]
+
+
+class _Site(NamedTuple):
+    """The statistics of a group's sites, each of shape ``(sites, channels)``; ``var`` has epsilon added."""
+
+    mean: Floats
+    var: Floats
+    running_mean: Floats
+    running_var: Floats
+
+
+def _deviation(mean: Floats, var: Floats) -> Float64 | None:
+    """Return how far means and log spreads of each site are from those of all; None where one is not finite."""
+    values = np.stack([mean, 0.5 * np.log(var)])
+    if not np.isfinite(values).all():
+        return None
+    deviation: Float64 = values - values.mean(axis=1, keepdims=True, dtype=np.float64)
+    return deviation
 
 
 class _SiteGroup:
@@ -469,32 +625,62 @@ class _SiteGroup:
         self._sum = np.zeros((2, *index.shape))
         self._squares = np.zeros((2, index.shape[1]))
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return the window and its sums; these are not those of the window to the last bit."""
+        return {"window": list(self._window), "sum": self._sum, "squares": self._squares}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory`."""
+        for array in (*memory["window"], memory["sum"]):
+            _check_shape(array, self._sum.shape)
+        _check_shape(memory["squares"], self._squares.shape)
+        self._window = deque(memory["window"])
+        self._sum, self._squares = memory["sum"], memory["squares"]
+
     def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
         """Add a sample; return one table a layer once there are two samples. ``var`` has epsilon added."""
-        site_mean, site_var = mean[self._index], var[self._index]
-        values = np.stack([site_mean, 0.5 * np.log(site_var)])
-        if not np.isfinite(values).all():
+        site_var = var[self._index]
+        deviation = _deviation(mean[self._index], site_var)
+        if deviation is None:
             return []
-        deviation = values - values.mean(axis=1, keepdims=True, dtype=np.float64)
         self._add(deviation)
-        steps, sites = len(self._window), len(self._index)
-        if steps < 2:  # noqa: PLR2004 - a spread needs two
+        if len(self._window) < 2:  # noqa: PLR2004 - a spread needs two
             return []
-        pooled = site_var.mean(axis=0, dtype=np.float64)
-        tests = [moments.site_variances(self._sum[q], self._squares[q], steps) for q in (0, 1)]
+        tests, pooled = self._tests(site_var)
+        apart = [np.maximum(between - within, 0.0) / len(self._window) for between, within in tests]
+        worst = self._worst(np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled))
+        chosen = self._index[:, self._starts + worst]
+        site = _Site(*(values[chosen] for values in (mean, var, running_mean, running_var)))
+        return self._tables(apart, tests, worst, site)
+
+    def _tests(self, var: Floats) -> tuple[list[tuple[Float64, Float64]], Float64]:
+        """Return the mean squares between sites and within them, of means and of spreads, and the pooled variance."""
+        pooled: Float64 = var.mean(axis=0, dtype=np.float64)
+        tests = [moments.site_variances(self._sum[q], self._squares[q], len(self._window)) for q in (0, 1)]
         # in units of each channel, or the widest would decide alone
         tests[0] = tests[0][0] / pooled, tests[0][1] / pooled
-        apart = [np.maximum(between - within, 0.0) / steps for between, within in tests]
-        channels = np.diff(np.append(self._starts, len(pooled)))
+        return tests, pooled
+
+    def _worst(self, distance: Float64) -> NDArray[np.intp]:
+        """Return the channel of each layer in which the sites are farthest apart."""
+        ends = zip(self._starts, [*self._starts[1:], len(distance)], strict=True)
+        return np.array([distance[start:stop].argmax() for start, stop in ends])
+
+    def _tables(
+        self,
+        apart: Sequence[Float64],
+        tests: list[tuple[Float64, Float64]],
+        worst: NDArray[np.intp],
+        site: _Site,
+    ) -> list[SharedSites]:
+        """Return a table a layer, from what is known a channel; ``site`` is of the worst channels alone."""
+        channels = np.diff(np.append(self._starts, len(apart[0])))
         ratio = np.fmax(*(self._total(between) / self._total(within) for between, within in tests))
         shift, scale = (np.sqrt(self._total(one) / channels) for one in apart)
-        distance = np.abs(deviation[0]).max(axis=0) / np.sqrt(pooled)
-        ends = zip(self._starts, self._starts + channels, strict=True)
-        worst = np.array([distance[start:stop].argmax() for start, stop in ends])
-        chosen = self._index[:, self._starts + worst]
-        of_layer = np.stack([shift, scale, ratio, np.full(len(worst), steps), worst])
-        of_site = np.stack([mean[chosen], np.sqrt(var[chosen]), running_mean[chosen], np.sqrt(running_var[chosen])])
-        tables = np.concatenate([np.repeat(of_layer[:, None], sites, axis=1), of_site]).astype(np.float32)
+        of_layer = np.stack([shift, scale, ratio, np.full(len(worst), len(self._window)), worst])
+        of_site = np.stack([site.mean, np.sqrt(site.var), site.running_mean, np.sqrt(site.running_var)])
+        tables = np.concatenate([np.repeat(of_layer[:, None], len(self._index), axis=1), of_site]).astype(np.float32)
         return [SharedSites(layer, tables[:, :, n].T) for n, layer in enumerate(self._layers)]
 
     def _total(self, per_channel: Float64) -> Float64:
@@ -514,3 +700,60 @@ class _SiteGroup:
             if (gone > DOMINANT * self._squares).any():
                 kept = np.stack(self._window)
                 self._sum, self._squares = kept.sum(axis=0), np.einsum("wqsc,wqsc->qc", kept, kept)
+
+
+class _ReplicaGroup(_SiteGroup):
+    """All layers on the same number of replicas."""
+
+    decay: Floats
+    epsilon: Floats
+    _latest: _Site | None = None
+
+    def update(self, mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> list[SharedSites]:
+        """Add a sample, to be compared when the replicas evaluate."""
+        self._latest = _Site(*(values[self._index] for values in (mean, var, running_mean, running_var)))
+        deviation = _deviation(self._latest.mean, self._latest.var)
+        if deviation is not None:
+            self._add(deviation)
+        return []
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return what the sites have, and the latest sample."""
+        latest = None if self._latest is None else list(self._latest)
+        return {**super().memory, "latest": latest, "decay": self.decay, "epsilon": self.epsilon}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory`."""
+        super().recall(memory)
+        if memory["latest"] is not None:
+            for array in memory["latest"]:
+                _check_shape(array, self._index.shape)
+            self._latest = _Site(*memory["latest"])
+        self.decay, self.epsilon = memory["decay"], memory["epsilon"]
+
+    def compare(self, held: Held | None) -> list[SharedSites]:
+        """Return one table a layer: how far running statistics are apart beyond what averages of the same data are.
+
+        The test is that of the batch statistics over steps: the memory of a moving average is too short for one.
+        """
+        site = self._latest
+        if site is None or len(self._window) < 2:  # noqa: PLR2004 - a spread needs two
+            return []
+        if held is not None:
+            if any(len(held.get(layer, ())) != len(self._index) for layer in self._layers):
+                return []
+            parts = zip(*(zip(*held[layer], strict=True) for layer in self._layers), strict=True)
+            running = [np.concatenate([np.stack(one) for one in part], axis=1) for part in parts]
+            site = site._replace(running_mean=running[0], running_var=running[1])
+        of_group = self._index[0]
+        deviation = _deviation(site.running_mean, site.running_var + self.epsilon[of_group])
+        if deviation is None:
+            return []
+        tests, pooled = self._tests(site.var)
+        deviation[0] /= np.sqrt(pooled)
+        noise = moments.average_noise(self.decay[of_group])
+        between = np.square(deviation).sum(axis=1) / (len(self._index) - 1)
+        apart = [np.maximum(between[q] - noise * tests[q][1], 0.0) for q in (0, 1)]
+        worst = self._worst(np.abs(deviation[0]).max(axis=0))
+        return self._tables(apart, tests, worst, _Site(*(part[:, self._starts + worst] for part in site)))

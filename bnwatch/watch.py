@@ -28,7 +28,7 @@ from bnwatch.records import (
     StepSnapshot,
     Structure,
 )
-from bnwatch.signals import Signals, share
+from bnwatch.signals import GAP, WORST, Signals, share, worst
 from bnwatch.sinks.console import ConsoleSink, ProgressLine
 
 if TYPE_CHECKING:
@@ -39,9 +39,13 @@ if TYPE_CHECKING:
 
     from bnwatch.diagnosis import Diagnosis
     from bnwatch.evidence import Laboratory
+    from bnwatch.signals import Held
     from bnwatch.sinks import Item, Sink
+    from bnwatch.sinks.tensorboard import TensorBoardSink
 
     OnDiagnosis = Literal["warn", "raise", "log"] | Callable[[Diagnosis], None]
+
+_log = logging.getLogger("bnwatch")
 
 DENSE_STEPS = 8
 """The first steps are all sampled; from there on the interval doubles with the step until it reaches ``every``."""
@@ -92,12 +96,14 @@ class Watch:
         self._given = tuple(sinks)
         self._sinks: list[Sink] = [*sinks]
         self._opened = self._closed = self._told_of_range = self._silent = False
+        self.compares = True
         self._told: dict[str, Severity] = {}
         self._noted: dict[str, Skipped] = {}
         self._calls: list[CallRecord] = []
         self._step = 0
         self._right, self._seen = 0.0, 0
         self._cells_at, self._next_cells, self._attributed_at = -1, 0, -1
+        self._record: TensorBoardSink | None = None
 
     # What a user calls.
 
@@ -220,10 +226,12 @@ class Watch:
         try:
             with self.guard("closing"):
                 if self._opened and self.enabled:
+                    if self.compares and self.signals.replicas is None:
+                        self.compare(step=self.signals.step, epoch=self.signals.epoch, judge=False)
                     self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                     self._judge()
         finally:
-            self._opened, self._closed = False, True
+            self._opened, self._closed, self._record = False, True, None
             for sink in self._sinks:
                 with self.guard("closing a sink"):
                     sink.close(self.report())
@@ -234,6 +242,67 @@ class Watch:
         """Go on without files, words and experiments: another process speaks for this training."""
         self._silent, self.log_dir, self.experiments = True, None, False
         self._on_diagnosis = lambda _: None
+
+    def leave(self, *, step: int, fingerprint: str, own: Mapping[str, Any]) -> None:
+        """Leave beside the record, for a snapshot taken after ``step`` steps, what it takes to `resume` there.
+
+        Args:
+            step: training steps finished.
+            fingerprint: tells this training from another one at the same step.
+            own: what the adapter knows: text, numbers, arrays, lists and dictionaries of them.
+        """
+        if self._record is None or not self._opened or not self.enabled:
+            return
+        from bnwatch import resume
+
+        progress = resume.Progress(
+            told=self._told,
+            used=frozenset(self._allow.used),
+            cells_at=self._cells_at,
+            next_cells=self._next_cells,
+            attributed_at=self._attributed_at,
+            told_of_range=self._told_of_range,
+        )
+        engine = self._engine
+        memory = resume.Memory(self.signals, engine.appeared, engine.skipped, engine.quiet, progress, own)
+        try:
+            resume.leave(self._record, step, fingerprint, memory)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            _log.warning("bnwatch: a run that is resumed at step %d will be watched anew: %s", step, reason)
+
+    def resume(self, *, step: int, fingerprint: str, take: Callable[[Mapping[str, Any]], None]) -> bool:
+        """Go on after ``step`` steps from what was left then, and return whether that was possible.
+
+        Where it is not, one line of logging says why.
+
+        Args:
+            step: training steps finished.
+            fingerprint: as it was given to `leave`.
+            take: takes what the adapter knew, or raises where that is of no use.
+        """
+        if self.log_dir is None or not self.enabled:
+            return False
+        from bnwatch import resume
+
+        try:
+            found = resume.find(self.log_dir, step, fingerprint, take)
+        except resume.CannotResumeError as error:
+            _log.warning("bnwatch begins anew at step %d: %s", step, error)
+            return False
+        memory, progress = found.memory, found.memory.progress
+        self.signals = memory.signals
+        self._engine.recall(memory.diagnoses, memory.skipped, memory.quiet)
+        self._noted = {entry.rule: entry for entry in memory.skipped}
+        self._told = dict(progress.told)
+        self._allow.unused -= progress.used
+        self._cells_at, self._next_cells = progress.cells_at, progress.next_cells
+        self._attributed_at, self._told_of_range = progress.attributed_at, progress.told_of_range
+        self._start()
+        if self._record is not None:
+            self._record.take_up(found.mark, step, self.signals.specs, found.chosen)
+        resume.forget_after(self.log_dir, step)
+        return True
 
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
@@ -263,7 +332,50 @@ class Watch:
         """Take an evaluation. What it brings up is told after `experiment`, which is to follow, has looked into it."""
         self.signals.evaluate(record)
         self._write(record)
+        if self.compares:
+            self.compare(step=record.step, epoch=record.epoch, judge=False)
         self._judge(tell=not self.experiments)
+
+    def compare(self, *, step: int, epoch: int, held: Held | None = None, judge: bool = True) -> None:
+        """Compare what the replicas evaluate with: ``held``, or what they held in the latest sample.
+
+        An adapter that gives ``held`` sets ``compares`` to False: by default every evaluation compares.
+        """
+        found = self.signals.compare(step, epoch, held)
+        if found is not None:
+            self._write(found)
+        if judge:
+            self._judge()
+
+    def news(self, step: int) -> dict[str, float]:
+        """Return what became known at ``step``, by the names of TensorBoard's scalars; nothing at most steps.
+
+        ``bnwatch/diagnoses`` counts the active diagnoses of severity warning or error.
+        """
+        found: dict[str, float] = {}
+        table, evaluations = self.signals.table, self.signals.evaluations
+        sampled, evaluated = (
+            table is not None and table.step == step,
+            bool(evaluations) and evaluations[-1].step == step,
+        )
+        if sampled and table is not None:
+            found = {WORST + name: value for name, value in worst(table.distances()).items()}
+        if evaluated and (gap := evaluations[-1].gap) is not None:
+            found[GAP] = gap
+        if sampled or evaluated:
+            active = [d for d in self.diagnoses if d.state == "active" and d.severity >= Severity.WARNING]
+            found["bnwatch/diagnoses"] = float(len(active))
+        return found
+
+    def refuse(self, reason: str) -> None:
+        """Let this training go on unwatched, and say why."""
+        self.enabled = False
+        self.advise(f"{reason}; this training goes on unwatched")
+
+    @staticmethod
+    def advise(sentence: str) -> None:
+        """Say a sentence about how the watch is used."""
+        warnings.warn(sentence, BatchNormWarning, stacklevel=_outside())
 
     @property
     def wants_look(self) -> bool:
@@ -355,14 +467,14 @@ class Watch:
             yield
         except (BatchNormError, BatchNormWarning):
             raise
-        except Exception as error:  # whatever it is, the training must go on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must go on
             if not self.enabled:
                 return
             self.enabled = False
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(where.filename)}:{where.lineno}"  # noqa: PTH119 - a name, not a path to open
             self.signals.faults.append(f"{type(error).__name__} while {doing} ({place}): {error}")
-            logging.getLogger("bnwatch").debug("internal failure while %s", doing, exc_info=error)
+            _log.debug("internal failure while %s", doing, exc_info=error)
             self._conclude_fault()
 
     # Inside.
@@ -410,7 +522,8 @@ class Watch:
         from bnwatch.sinks.tensorboard import TensorBoardSink  # no files, no import of tensorboard
 
         try:
-            self._sinks.append(TensorBoardSink(self.log_dir))
+            self._record = TensorBoardSink(self.log_dir)
+            self._sinks.append(self._record)
         except OSError as error:
             warnings.warn(
                 f"bnwatch goes on without files: {error}", BatchNormWarning,
@@ -471,7 +584,7 @@ class Watch:
         if self._on_diagnosis == "raise":
             raise BatchNormError(text)
         if self._on_diagnosis == "log":
-            logging.getLogger("bnwatch").warning("%s", text)
+            _log.warning("%s", text)
         else:
             warnings.warn("\n" + text, BatchNormWarning, stacklevel=_outside())
 

@@ -19,7 +19,7 @@ from bnwatch.evidence import (
     SiteShift,
 )
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 
 HOSTILE = 'x"\x1b[31m\u202e<img src=x onerror=alert(1)>`|*\n../../etc\x00\ud800'
 """A layer name that tries everything: terminal, bidi, HTML, Markdown, paths, unpaired surrogates."""
@@ -81,6 +81,12 @@ def attribution(step: int = 100) -> Attribution:
 def entering(step: int = 100) -> Entering:
     sites = SiteShift("bn", None, 0.5, 255.0, 1e-9), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
     return Entering(step, 0, 256, 200, sites, "what enters a layer is not finite", 0.125)
+
+
+def replicas(step: int = 100) -> Replicas:
+    values = np.arange(2 * len(SITE_STATISTICS), dtype=np.float32).reshape(2, -1) / 3
+    values[0, 2], values[1, 3] = np.inf, np.nan
+    return Replicas(step, 0, (SharedSites("bn", values), SharedSites(HOSTILE, values[:1])))
 
 
 def look(step: int = 100) -> Look:

@@ -175,6 +175,58 @@ def test_replicas_are_no_shared_sites():
     assert [str(s.site) for s in fed.sites()] == ["bn#0", "bn#0@1"]
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, WINDOW + 5), st.integers(2, 4), st.sampled_from([0.0, 0.9, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_replicas_against_numpy(seed, samples, replicas, decay):
+    rng = np.random.default_rng(seed)
+    spec, channels = testing.layer(channels=3, decay=decay), 3
+    means = rng.normal(size=(samples, replicas, channels)) + np.arange(replicas)[None, :, None]
+    spreads = rng.gamma(4, 1, (samples, replicas, channels))
+    fed = testing.signals(
+        *(
+            testing.snapshot(
+                n + 1,
+                *(testing.call(spec, replica=k, mean=means[n, k], var=spreads[n, k]) for k in range(replicas)),
+            )
+            for n in range(samples)
+        )
+    )
+    held = rng.normal(0, 2, (replicas, channels)), rng.gamma(4, 1, (replicas, channels))
+    (apart,) = fed.compare(7, 1, {"bn": list(zip(*held, strict=True))}).layers
+    assert (fed.replicas.step, fed.replicas.epoch, apart.layer) == (7, 1, "bn")
+    window, logs = means[-WINDOW:], 0.5 * np.log(spreads + spec.epsilon)[-WINDOW:]
+    pooled = (spreads[-1] + spec.epsilon).mean(axis=0)
+    noise = (1 - decay) / (1 + decay)
+    found = [apart["between_shift"], apart["between_scale"]]
+    running = held[0] / np.sqrt(pooled), 0.5 * np.log(held[1] + spec.epsilon)
+    for value, of_batches, unit, shift in zip(running, (window, logs), (pooled, 1.0), found, strict=True):
+        within = np.array([anova(of_batches[:, :, c])[1] for c in range(channels)]) / unit
+        square = np.maximum(value.var(axis=0, ddof=1) - noise * within, 0)
+        assert shift == pytest.approx(math.sqrt(square.mean()), rel=1e-4, abs=1e-5)
+    channel = int(apart["channel"])
+    assert np.abs(running[0] - running[0].mean(axis=0)).max(axis=0).argmax() == channel
+    for k, row in enumerate(apart.rows()):
+        assert row["running_mean"] == pytest.approx(held[0][k, channel], rel=1e-5)
+        assert row["running_std"] == pytest.approx(math.sqrt(held[1][k, channel]), rel=1e-5)
+
+
+def test_replicas_that_cannot_be_compared():
+    spec, one = testing.layer(), np.ones(4)
+    calls = testing.call(spec), testing.call(spec, replica=1, mean=1.0)
+    assert testing.signals().compare(1, 0) is None
+    fed = testing.signals(testing.snapshot(1, *calls))
+    assert fed.compare(1, 0) is None  # a single sample
+    fed.observe(testing.snapshot(2, *calls))
+    assert fed.compare(2, 0, {"bn": [(one, one)]}) is None  # of one replica only
+    assert fed.compare(2, 0, {"other": [(one, one)] * 2}) is None
+    assert fed.compare(2, 0, {"bn": [(one, one), (one * np.nan, one)]}) is None
+    assert fed.replicas is None
+    assert fed.compare(2, 0) is fed.replicas is not None
+    assert (fed.replicated, testing.signals(testing.snapshot(1, calls[0])).replicated) == (2, 1)
+    uneven = testing.call(testing.layer(channels=3), replica=1)
+    assert testing.signals(*(testing.snapshot(n, calls[0], uneven) for n in (1, 2))).compare(2, 0) is None
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_effective_samples_recovers_how_many_elements_are_independent(rho):
     """Rows of pixels, each repeating its neighbour with probability rho: an autocorrelation of rho."""

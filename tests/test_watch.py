@@ -12,6 +12,7 @@ import pytest
 
 from bnwatch import BatchNormError, BatchNormWarning, Diagnosis, Severity, Watch, engine, evidence, render, testing
 from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.signals import Replicas
 from bnwatch.sinks.memory import MemorySink
 
 LENGTHS = "record('bn'): the four statistics need one number a channel each, got lengths"
@@ -730,3 +731,45 @@ def test_a_batch_of_one_gives_no_look():
     assert not watch.signals.looks
     with pytest.raises(evidence.ExperimentNotPossibleError, match="holds one example"):
         evidence.look(lab, step=1, epoch=0, gradients=False)
+
+
+def replicated(step, apart):
+    layer = testing.layer()
+    means = (step / 7, step / 7 + apart + 1e-3 * (-1) ** step)
+    calls = (testing.call(layer, replica=n, mean=m, running_mean=m) for n, m in enumerate(means))
+    return testing.snapshot(step, *calls)
+
+
+def test_replicas_are_compared_when_they_evaluate_or_else_at_the_end():
+    told = []
+    for evaluations in (1, 0):
+        sink = MemorySink()
+        watch = Watch(None, on_diagnosis=told.append, experiments=False, sinks=(sink,))
+        watch.silence()
+        watch.open(Attachment((testing.layer(),)))
+        for step in range(1, 9):
+            watch.observe(replicated(step, 1.0))
+        assert {s.rule for s in watch.skipped} >= {"BN212"}
+        for _ in range(evaluations):
+            watch.evaluated(EvaluationRecord(8, 0, 0.5))
+        watch.close()
+        assert [(one.step, one.layers[0].layer) for one in sink.of(Replicas)] == [(8, "bn")]
+        assert [d.rule for d in watch.diagnoses if d.rule == "BN212"] == ["BN212"]
+    assert told == []
+
+
+def test_an_adapter_that_knows_what_replicas_evaluate_with_says_so_itself():
+    watch = Watch(None, on_diagnosis="log", sinks=(sink := MemorySink(),))
+    watch.compares = False
+    watch.open(Attachment((testing.layer(),)))
+    for step in range(1, 9):
+        watch.observe(replicated(step, 1.0))
+    watch.evaluated(EvaluationRecord(8, 0, 0.5))
+    assert sink.of(Replicas) == []
+    one = np.ones(4)
+    watch.compare(step=8, epoch=0, held={"bn": [(one, one)] * 2})
+    assert len(sink.of(Replicas)) == 1
+    assert not {d.rule for d in watch.diagnoses} & {"BN212"}
+    assert not {s.rule for s in watch.skipped} & {"BN212"}
+    watch.close()
+    assert len(sink.of(Replicas)) == 1

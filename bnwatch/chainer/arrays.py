@@ -99,6 +99,15 @@ class Average:
         collect((), self)
         return self._total / self._count if self._count else None
 
+    @property
+    def memory(self) -> tuple[float, int, list[float]]:
+        """Return total and count of what was read, and what was not: adding up earlier would round otherwise."""
+        return self._total, self._count, [_scalar(value) for value in to_host(self._pending)]
+
+    def recall(self, memory: tuple[float, int, list[float]]) -> None:
+        """Go on from a `memory`."""
+        self._total, self._count, self._pending = memory[0], memory[1], list(memory[2])
+
     def clear(self) -> None:
         """Begin anew."""
         self._pending, self._total, self._count = [], 0.0, 0

@@ -10,12 +10,17 @@ Two things are added, each only where it is missing, and nothing else is touched
 - ``numpy.sctypes``, gone in NumPy 2.0, which ``F.as_strided`` reads;
 - an empty ``chainer._environment_check``, in place of one that needs ``numpy.distutils`` and ``pkg_resources`` (gone in
   Python 3.12, setuptools 74 and 82) only to warn of old CuPy wheels and of Accelerate on macOS.
+
+What is left as it is: ``F.resize_images`` and its gradient ask for ``numpy.float``, gone in NumPy 1.24, and
+``chainer.testing``, which the tests of Chainer and of its users import, for ``pkg_resources`` (setuptools before 82).
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 _CHECK = "chainer._environment_check"
@@ -28,14 +33,34 @@ def install() -> tuple[str, ...]:
         RuntimeError: an import of Chainer was already tried, and something is missing: it comes too late.
     """
     missing = _missing()
-    if missing and "chainer" in sys.modules:
+    if missing and _tried():
         msg = (
-            f"call bnwatch.chainer.compat.install() before the first `import chainer`: {', '.join(missing)} is missing"
+            f"call bnwatch.chainer.compat.install() before the first `import chainer`, in a new Python: "
+            f"{', '.join(missing)} is missing"
         )
         raise RuntimeError(msg)
     for name in missing:
         _ADD[name]()
     return missing
+
+
+def require() -> None:
+    """See to it that Chainer can be imported, before an import that fails half-way leaves it in pieces.
+
+    Raises:
+        ImportError: Chainer is installed and something is missing that `install` would add.
+    """
+    if "chainer" in sys.modules or find_spec("chainer") is None:
+        return
+    missing = _missing()
+    if missing:
+        msg = f"Chainer misses {', '.join(missing)} here: call bnwatch.chainer.compat.install() before"
+        raise ImportError(msg)
+
+
+def _tried() -> bool:
+    """Return whether Chainer was imported, or an import failed: one leaves its submodules, and cannot be repeated."""
+    return any(name.partition(".")[0] == "chainer" for name in sys.modules if name != _CHECK)
 
 
 def _missing() -> tuple[str, ...]:
@@ -50,11 +75,11 @@ def _missing() -> tuple[str, ...]:
 
 
 def _check_imports() -> bool:
-    if sys.version_info >= (3, 12):
-        return False
     try:
-        import_module("numpy.distutils.system_info")
-        import_module("pkg_resources")
+        with warnings.catch_warnings():  # an old one, of what Chainer imports anyway, is nothing missing
+            warnings.simplefilter("ignore")
+            import_module("numpy.distutils.system_info")
+            import_module("pkg_resources")
     except Exception:  # noqa: BLE001 - setuptools breaks them in many ways: any of them means that it cannot be had
         return False
     return True

@@ -63,7 +63,7 @@ class Evaluators:
         for prefix, evaluator in self._evaluators.items():
             if any(key.startswith(prefix) for key in evaluation):
                 dataset = getattr(evaluator.get_iterator("main"), "dataset", ())
-                return len(dataset)
+                return len(dataset) * getattr(getattr(evaluator, "_mn_communicator", None), "size", 1)
         return 0
 
     def examples(self, limit: int) -> Sequence[Examples]:

@@ -13,7 +13,7 @@ from chainer import backend
 from bnwatch import evidence
 from bnwatch.chainer.arrays import array_of, to_host
 from bnwatch.chainer.forward import ForwardCall, Kept, model_call
-from bnwatch.chainer.layers import Layers
+from bnwatch.chainer.layers import Layers, axes_of
 from bnwatch.chainer.looks import look_through
 from bnwatch.chainer.quiet import batch_statistics, replaced, statistics_of, undisturbed
 from bnwatch.chainer.scores import scores_of
@@ -48,8 +48,19 @@ class ChainerLaboratory:
         Raises:
             ExperimentNotPossibleError: there are none.
         """
+        self.refuse_sharing()
         with undisturbed(self._models), _refusals():  # datasets may draw random numbers
             return self._source(split, limit)
+
+    def refuse_sharing(self) -> None:
+        """Refuse what experiments cannot hold apart.
+
+        Raises:
+            ExperimentNotPossibleError: two links have the same arrays of running statistics.
+        """
+        for path, origin in self._layers.sharing.items():
+            msg = f"`{path}` has the running statistics of `{origin}` (link.copy('share')): make it one link"
+            raise ExperimentNotPossibleError(msg)
 
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
@@ -132,7 +143,7 @@ def _entering(link: Any, x: Any, *_args: Any, **_kwargs: Any) -> Moments:
     """Return the moments of the input of a link that was called."""
     values = to_host([array_of(x)])[0].astype(np.float64)
     # without axes, those that the statistics have follow the batch axis
-    axes = (0, *range(link.avg_mean.ndim + 1, values.ndim)) if link.axis is None else tuple(np.atleast_1d(link.axis))
+    axes = axes_of(link) or (0, *range(link.avg_mean.ndim + 1, values.ndim))
     mean, var = values.mean(axis=axes).ravel(), values.var(axis=axes).ravel()
     return Moments(mean, var, values.size // mean.size)
 
@@ -243,6 +254,7 @@ def recalibrate(
         ExperimentNotPossibleError: the model cannot be called on a batch. Nothing is changed then either.
     """
     lab = ChainerLaboratory(Layers({"": model}), lambda _split, _limit: ())
+    lab.refuse_sharing()
     return evidence.recalibrate(lab, (_unlabelled(model, batch) for batch in batches), layers, exact=exact)
 
 

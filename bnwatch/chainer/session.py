@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, collect, to_float
+from bnwatch.chainer.arrays import Average, collect, to_float, to_host
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
+from bnwatch.chainer.ranks import Ranks
+from bnwatch.chainer.structure import CHANGING, UNCALLED, Trace, structure
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
 from bnwatch.records import (
@@ -26,46 +30,113 @@ from bnwatch.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bnwatch.chainer.layers import Layer
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
+    from bnwatch.records import Structure
     from bnwatch.watch import Watch
+
+
+_UNCALLED_STEPS = 8
+"""Steps without batch normalization after which nobody looks for it any longer."""
 
 
 class Session:
     """Joins a tap, the examples it keeps and a laboratory to a `Watch`.
 
     Every public method is called inside ``watch.guard``.
+
+    Attributes:
+        plan: training steps an epoch, and epochs that are to come; None where unknown.
     """
 
-    def __init__(self, watch: Watch, models: Mapping[str, Any], clock: Clock, *, step: int = 0) -> None:
-        """Begin a session after ``step`` steps."""
+    def __init__(
+        self,
+        watch: Watch,
+        models: Mapping[str, Any],
+        clock: Clock,
+        *,
+        ranks: Ranks | None = None,
+        step: int = 0,
+        replicas: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Begin a session after ``step`` steps, on one of several ranks.
+
+        ``replicas`` are trained beside the model of that name.
+        """
         self.watch, self.step, self.epoch = watch, step, 0
-        self.layers = Layers(models)
+        self._first = step
+        self.ranks = ranks or Ranks()
+        watch.compares = not self.ranks.exchanging
+        self.layers = Layers(models, replicas or {})
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
+        self.plan: tuple[int | None, int | None] = None, None
+        self._structure: Structure | None = None
+        self._order: list[int] = []
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to see."""
+        """Begin to see, after a snapshot from what was left when it was taken."""
+        if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
+            self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
+            self._structure = self.watch.signals.structure
         if self.watch.experiments:
             self.passes.training.renew()
             if self.evaluation_source is None and self.watch.probe is None:
                 self.passes.evaluation.renew()
+        if self._structure is None:
+            self.tap.trace = Trace(self._failed)
         self.tap.enter()
         self._prepare()
+
+    def leave(self) -> None:
+        """Leave what is known now, for a run that goes on from here."""
+        now = time.perf_counter()
+        own = {
+            "epoch": self.epoch,
+            "accuracy": self.accuracy.memory,
+            "loss": self.loss.memory,
+            "examples": self._seen_examples,
+            "lasted": [now - self._began, now - self._evaluated],
+            "layers": [[layer.path, layer.initial, layer.updates] for layer in self.layers.watched],
+            "order": self._order,
+        }
+        self.watch.leave(step=self.step, fingerprint=self._fingerprint(), own=own)
+
+    def _recall(self, own: Mapping[str, Any]) -> None:
+        """Go on from what `leave` left."""
+        layers = {path: (initial and (float(initial[0]), float(initial[1])), n) for path, initial, n in own["layers"]}
+        averages = [(float(total), int(n), list(map(float, rest))) for total, n, rest in (own["accuracy"], own["loss"])]
+        epoch, examples, (began, evaluated) = int(own["epoch"]), int(own["examples"]), map(float, own["lasted"])
+        known, order = [layers[layer.path] for layer in self.layers.watched], list(map(int, own["order"]))
+        for layer, (initial, updates) in zip(self.layers.watched, known, strict=True):
+            layer.initial, layer.updates = initial, int(updates)
+        self.accuracy.recall(averages[0])
+        self.loss.recall(averages[1])
+        self.epoch, self._seen_examples, self._order = epoch, examples, order
+        self._began, self._evaluated = self._began - began, self._evaluated - evaluated
+
+    def _fingerprint(self) -> str:
+        """Return a digest of the running statistics: a snapshot brings them back to the bit."""
+        layers = [layer for layer in self.layers.watched if layer.link.avg_mean is not None]
+        host = to_host([array for layer in layers for array in (layer.link.avg_mean, layer.link.avg_var)])
+        found = hashlib.sha256("\0".join(layer.path for layer in layers).encode("utf-8", "surrogatepass"))
+        for array in host:
+            found.update(array.tobytes())
+        return found.hexdigest()
 
     def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
         """End a step whose update made these calls."""
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
-        self.passes.end_step([call.layer for call in calls])
+        self._connect([call for call in calls if not call.replica])
+        self.passes.end_step([call.layer for call in calls if not call.replica])
         if self.tap.sampled:
             self._observe(calls)
         self._prepare()
@@ -80,6 +151,8 @@ class Session:
     ) -> None:
         """Record an evaluation during which these calls normalized with batch statistics."""
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
         paths = [self.layers.watched[call.layer].path for call in batch_calls]
@@ -102,14 +175,17 @@ class Session:
         self.watch.evaluated(record)
         self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
         self._evaluated = time.perf_counter()
-        self._prepare()
         if self.watch.experiments:
             self.passes.training.renew()
+        self._prepare()
 
     def finish(self, *, complete: bool) -> None:
         """End the training; ``complete`` says that it was not cut off."""
         self.tap.leave()
         self._open(())
+        if self.ranks.exchanging:
+            self.ranks.leave(self.step, self.lab.running(), wait=complete)
+            self._compare()
         if complete:
             seconds = self._seconds(self._began)
             self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=True)
@@ -125,50 +201,95 @@ class Session:
     def _prepare(self) -> None:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
-        self.tap.watch_functions(wanted=self.passes.wanted)
+        self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         if self.tap.sampled:
+            known = len(self.layers.watched)
             self.layers.refresh()
+            self._opened &= known == len(self.layers.watched)
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""
         if self._opened:
             return
         self._opened = True
+        self.watch.open(self._attachment(calls))
+
+    def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
-        specs = tuple(watched[index].spec() for index in order)
-        self.watch.open(Attachment(specs, self.layers.unsupported, framework()))
+        unseen = self.layers.unseen() if self.step else {}
+        specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
+        return Attachment(specs, {**self.layers.unsupported, **unseen}, framework(), self.ranks.unseen)
+
+    def _compare(self) -> None:
+        """Compare what all ranks evaluated with, or say anew why that is not seen."""
+        attachment = self.watch.signals.attachment
+        if attachment is not None and attachment.unseen != self.ranks.unseen:
+            self.watch.open(replace(attachment, unseen=self.ranks.unseen))
+        for step, held in self.ranks.held():
+            self.watch.compare(step=step, epoch=self.epoch, held=held)
+
+    def _connect(self, calls: Sequence[Call]) -> None:
+        """Tell how the layers are connected, from the first step that calls them; later, that its pass is not all."""
+        trace, order, known = self.tap.trace, [call.layer for call in calls], self._structure
+        if trace is None:
+            if known is not None and known.hidden is None and self.tap.sampled and order != self._order:
+                self._structure = replace(known, hidden=CHANGING)
+                self.watch.structured(self._structure)
+        elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
+            self.tap.trace, self._order = None, order
+            size = self.tap.rows or (calls[0].rows if calls else None)
+            steps, epochs = self.plan
+            known = structure(
+                self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
+            )
+            self._structure = known if calls or not self.layers.watched else replace(known, hidden=UNCALLED)
+            self.watch.structured(self._structure)
+        else:
+            trace.restart()
 
     def _observe(self, calls: Sequence[Call]) -> None:
+        records = self._records([call for call in calls if call.mean is not None])
         snapshot = StepSnapshot(
             step=self.step,
             epoch=self.epoch,
-            calls=self._records([call for call in calls if call.mean is not None]),
+            calls=self.ranks.gather(self.step, records),
             accuracy=self.accuracy.read(),
             loss=self.loss.read(),
             examples=self._seen_examples,
         )
         self.watch.observe(snapshot)
+        self._compare()
         if self.watch.wants_look:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
     def _records(self, calls: Sequence[Call]) -> tuple[CallRecord, ...]:
-        used = {call.layer: self.layers.watched[call.layer] for call in calls}
+        used = {(call.layer, call.replica): self.layers.at(call.layer, call.replica) for call in calls}
+        kept = {(call.layer, call.replica): call.running for call in calls}
         arrays = [array for call in calls for array in (call.mean, call.scale)]
-        arrays += [array for layer in used.values() for array in (layer.link.avg_mean, layer.link.avg_var)]
+        for place, layer in used.items():
+            arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
         host = iter([array.ravel() for array in collect(arrays, self.accuracy, self.loss)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        running = {index: _running_statistics(layer, next(host), next(host)) for index, layer in used.items()}
-        specs = {index: layer.spec() for index, layer in used.items()}
-        count: dict[int, int] = {}
+        decays = {(call.layer, call.replica): float(call.decay) for call in calls}
+        running = {
+            place: RunningStatistics(next(host), next(host), decays[place], layer.known_updates, bessel_corrected=True)
+            for place, layer in used.items()
+        }
+        specs = {index: self.layers.at(index).spec() for index, _ in used}
+        count: dict[tuple[int, int], int] = {}
         records = []
         for call, statistics in zip(calls, batch, strict=True):
-            site = CallSite(specs[call.layer].path, count.get(call.layer, 0))
-            count[call.layer] = site.index + 1
-            records.append(CallRecord(specs[call.layer], site, statistics, running[call.layer]))
+            place = call.layer, call.replica
+            site = CallSite(specs[call.layer].path, count.get(place, 0), call.replica)
+            count[place] = site.index + 1
+            records.append(CallRecord(specs[call.layer], site, statistics, running[place]))
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:
+        if self.tap.communicates:
+            msg = "the model communicates with other ranks in its forward pass, and these do not take part"
+            raise ExperimentNotPossibleError(msg)
         if split == "training":
             found = self.passes.training.newest(limit)
             reason = self.passes.training.reason
@@ -186,6 +307,11 @@ class Session:
         return found
 
 
+def _by_path(attachment: Attachment | None) -> Any:
+    """Return an attachment so that two are equal that differ in the order of the layers."""
+    return attachment and ({spec.path: spec for spec in attachment.layers}, dict(attachment.unsupported))
+
+
 def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
     """Return mean and biased variance, from what the node kept."""
     var = scale
@@ -194,7 +320,3 @@ def _batch_statistics(call: Call, mean: Any, scale: Any) -> BatchStatistics:
         square = np.square(exact) if call.form == "std" else 1.0 / np.square(exact)
         var = np.maximum(square - call.epsilon, 0.0).astype(scale.dtype)
     return BatchStatistics(mean, var, call.elements)
-
-
-def _running_statistics(layer: Layer, mean: Any, var: Any) -> RunningStatistics:
-    return RunningStatistics(mean, var, float(layer.link.decay), layer.known_updates, bessel_corrected=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from bnwatch.chainer.layers import Layers
+    from bnwatch.chainer.structure import Trace
 
 SCORED = (Accuracy, BinaryAccuracy, SoftmaxCrossEntropy, SigmoidCrossEntropy)
 """Functions of scores and class labels, the surest first."""
@@ -42,12 +43,16 @@ class Call(NamedTuple):
         layer: index of the layer.
         when: the clock's time; None outside of an update.
         rows: examples at this layer.
-        elements: per channel.
+        elements: per channel; of all ranks, if it normalized over them.
         epsilon: of the function.
+        decay: of the function: while finetuning not that of the link.
         mean: the batch mean; None on a step that is not sampled.
         scale: the variance, or what ``form`` says.
         form: ``var``, ``inv_std`` (cuDNN keeps nothing else) or ``std`` (batch renormalization).
         recomputed: made in `F.forget`, whose backward pass goes through other nodes.
+        replica: which copy of the model made it; 0 is the model itself.
+        running: a replica's running mean and variance after the call, copied: the updater overwrites them within the
+            step.
     """
 
     layer: int
@@ -55,10 +60,13 @@ class Call(NamedTuple):
     rows: int
     elements: int
     epsilon: float
+    decay: float
     mean: Any
     scale: Any
     form: str
     recomputed: bool
+    replica: int = 0
+    running: tuple[Any, Any] | None = None
 
 
 class Clock(Protocol):
@@ -111,19 +119,23 @@ class Tap(chainer.FunctionHook):
     """Sees every function of this thread while it is entered.
 
     Attributes:
+        communicates: a forward pass waited for other ranks in a function of ChainerMN.
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
+        trace: notes the functions of a step; None where nobody wants to know.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
-        self.sampled = False
+        self.communicates = self.sampled = False
         self.rows = 0
+        self.trace: Trace | None = None
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
-        self._nodes: dict[int, int] = {}
+        self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._differentiated: set[int] = set()
+        self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
             BatchNormalization: self._batch_normalization,
             FixedBatchNormalization: self._fixed,
@@ -168,7 +180,8 @@ class Tap(chainer.FunctionHook):
 
     def drop(self) -> None:
         """Forget the calls, and with them every array of the step."""
-        self._calls, self._nodes, self._differentiated = [], {}, set()
+        self._calls, self._differentiated, self._replica = [], set(), 0
+        self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -183,21 +196,26 @@ class Tap(chainer.FunctionHook):
     def _function(self, node: Any, inputs: tuple[Any, ...]) -> None:
         try:
             self._passes.function(node, inputs)
+            if self.trace is not None:
+                self.trace.function(node, inputs)
         except Exception as error:  # noqa: BLE001
             self.silence()
             self._failed(error)
 
     def _backward(self, node: Any, _inputs: Any, _gradients: Any) -> None:
-        number = self._nodes.get(id(node))
+        number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
-        if node.running_mean is None:  # the recomputation of F.forget, or no running statistics
+        if node.running_mean is None:
+            if not chainer.config.in_recomputing:  # that of F.forget
+                self._layers.normalized_elsewhere(None)
             return
         cudnn = type(node._impl).__name__ == "_CudnnBatchNormalizationImpl"  # noqa: SLF001
+        ranks = getattr(getattr(node._impl, "comm", None), "size", 1)  # noqa: SLF001 - of ChainerMN's multi-node link
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
-        self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"))
+        self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"), ranks)
 
     def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:
         if self._layers.find(inputs[3]) is not None:
@@ -216,28 +234,42 @@ class Tap(chainer.FunctionHook):
                     mean, scale = x[one] - function.x_hat[one] * function.std, function.std
             running_mean = function._running_mean  # noqa: SLF001 - the public name warns
             self._record(node, running_mean, inputs, (mean, scale, "std"))
+        elif type(function).__module__.startswith("chainermn.functions."):
+            self.communicates = True
 
-    def _record(self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str]) -> None:
-        layer = self._layers.find(running_mean)
-        if layer is None:
+    def _record(
+        self, node: Any, running_mean: Any, inputs: tuple[Any, ...], kept: tuple[Any, Any, str], ranks: int = 1
+    ) -> None:
+        found = self._layers.find(running_mean)
+        if found is None:
+            self._layers.normalized_elsewhere(running_mean)
             return
-        self._layers.watched[layer].updates += 1
-        x = inputs[0]
+        index, self._replica = found
+        layer = self._layers.at(*found)
+        layer.updates += 1
+        overwritten = self.sampled and self._replica
+        x, function = inputs[0], function_of(node)
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
-        self._nodes[id(node)] = len(self._calls)  # a later node in the same place takes the place of a dead one
+        self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
-                layer,
+                index,
                 self._clock.now(trained=differentiable or recomputed),
                 x.shape[0],
-                x.size // inputs[1].size,
-                function_of(node).eps,
+                x.size // inputs[1].size * ranks,
+                function.eps,
+                function.decay,
                 *kept,
                 recomputed,
+                self._replica,
+                (layer.link.avg_mean.copy(), layer.link.avg_var.copy()) if overwritten else None,
             )
         )
-        self._passes.normalized(layer)
+        if not self._replica:
+            self._passes.normalized(index)
+            if self.trace is not None:
+                self.trace.normalized(self._calls[-1], function)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
@@ -245,7 +277,7 @@ class Tap(chainer.FunctionHook):
         kind = function_type(node)
         scores, labels = inputs[:2]
         if is_training():
-            self.rows = len(labels)
+            self.rows = self.rows if self._replica else len(labels)
         else:
             self.tally.add(kind, scores, labels)
         self._passes.scored(kind, scores, labels)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnwatch.diagnosis import Report
-from bnwatch.engine import Engine
+from bnwatch import engine
 from bnwatch.keras.library import library_of
 from bnwatch.keras.structure import structure
-from bnwatch.rules import BEFORE_TRAINING
-from bnwatch.signals import Signals
+
+if TYPE_CHECKING:
+    from bnwatch.diagnosis import Report
 
 
 def check(
@@ -40,19 +40,7 @@ def check(
     if not isinstance(model, library_of(model).Model):
         msg = f"check needs a Keras model, got {type(model).__name__}"
         raise TypeError(msg)
-    for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch), ("epochs", epochs)):
-        if value is not None and value < 1:
-            msg = f"{name} must be at least 1, got {value!r}"
-            raise ValueError(msg)
     known = structure(
         model, input_shape=input_shape, batch_size=batch_size, steps_per_epoch=steps_per_epoch, epochs=epochs
     )
-    engine = Engine(rules=BEFORE_TRAINING)
-    engine.run(Signals(structure=known))
-    return Report(
-        run=str(model.name),
-        diagnoses=engine.diagnoses,
-        skipped=engine.skipped,
-        layers=len(known.layers),
-        sites=sum(1 for _ in known.places()),
-    )
+    return engine.check(known, run=str(model.name), framework="keras")

@@ -13,6 +13,7 @@ from bnwatch.rules.bn201_unsettled_running_statistics import unsettled_running_s
 from bnwatch.rules.bn202_decay_out_of_range import decay_out_of_range
 from bnwatch.rules.bn203_never_updated_statistics import never_updated_statistics
 from bnwatch.rules.bn205_single_sample_batch import single_sample_batch
+from bnwatch.rules.bn212_unsynchronized_replicas import unsynchronized_replicas
 from bnwatch.rules.bn301_evaluation_gap_from_batch_norm import evaluation_gap_from_batch_norm
 from bnwatch.rules.bn302_chance_level_accuracy import chance_level_accuracy
 from bnwatch.rules.bn304_evaluation_input_shift import evaluation_input_shift
@@ -34,6 +35,7 @@ CATALOGUE = (
     decay_out_of_range,
     never_updated_statistics,
     single_sample_batch,
+    unsynchronized_replicas,
     evaluation_gap_from_batch_norm,
     chance_level_accuracy,
     evaluation_input_shift,

@@ -140,6 +140,12 @@ def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
         yield Skipped(rule_id, signals.structure.hidden)
 
 
+def decay_argument(signals: Signals, value: str) -> str:
+    """Return how a layer is given a decay in the framework at hand."""
+    known = {"bnwatch.keras": f"momentum={value}", "bnwatch.chainer": f"decay={value}"}
+    return known.get(signals.adapter or "", f"decay {value} (Keras: momentum={value})")
+
+
 def named(paths: Iterable[str]) -> str:
     """Return the first few of some paths, each once, and how many more there are."""
     first = list(dict.fromkeys(paths))

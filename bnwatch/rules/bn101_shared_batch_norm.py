@@ -50,17 +50,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         "normalizes all of them with one mixture, which fits none"
                     ),
                 ),
-                helps=(
-                    (
-                        "give each call site its own BatchNormalization layer (they may share gamma and beta, "
-                        "but not running statistics)"
-                    ),
-                    *(
-                        ("`bnwatch.keras.split_shared(model)` does so in a copy of a functional model",)
-                        if signals.adapter == "bnwatch.keras"
-                        else ()
-                    ),
-                ),
+                helps=_helps(signals),
             )
         else:
             yield Finding(
@@ -90,8 +80,26 @@ def _before_training(signals: Signals) -> Iterator[Finding | Skipped]:
                     tuple((str(place.site), place.producer or "not known") for place in layer.places),
                 ),
                 notes=("evaluation normalizes all of them with one set of running statistics",),
-                helps=("Keras: bnwatch.keras.split_shared(model) gives every call site a layer of its own",),
+                helps=_helps(signals),
             )
+
+
+def _helps(signals: Signals) -> tuple[str, ...]:
+    """Return how each call site gets running statistics of its own, in the framework at hand."""
+    if signals.adapter == "bnwatch.chainer":
+        return (
+            "build one L.BatchNormalization link for each place, with `link.copy(mode='init')` for example (they may "
+            "share gamma and beta, but not avg_mean and avg_var)",
+        )
+    return (
+        "give each call site its own BatchNormalization layer (they may share gamma and beta, but not running "
+        "statistics)",
+        *(
+            ("`bnwatch.keras.split_shared(model)` does so in a copy of a functional model",)
+            if signals.adapter == "bnwatch.keras"
+            else ()
+        ),
+    )
 
 
 def _table(layer: str, apart: SharedSites) -> Table:

@@ -23,7 +23,8 @@ def wrong_channel_axis(signals: Signals, _: Limits) -> Iterator[Finding | Skippe
     for layer, place in signals.structure.places() if signals.structure else ():
         if place.axis is None or place.rank is None:
             continue
-        if place.channel_axis is None and place.axis != place.rank - 1:
+        usual = 1 if signals.adapter == "bnwatch.chainer" else place.rank - 1
+        if place.channel_axis is None and place.axis != usual:
             undecided.setdefault(layer.path, place)
         if place.channel_axis not in (None, place.axis):
             found.setdefault(layer.path, place)
@@ -32,13 +33,12 @@ def wrong_channel_axis(signals: Signals, _: Limits) -> Iterator[Finding | Skippe
             why = "the layers before it do not say whether that is the axis of the channels"
             yield Skipped("BN102", f"`{path}` normalizes axis {place.axis}, and {why}")
     for path, place in found.items():
-        yield _finding(path, place)
+        yield _finding(path, place, signals.adapter)
 
 
-def _finding(path: str, place: Place) -> Finding:
+def _finding(path: str, place: Place, adapter: str | None) -> Finding:
     layout, right = place.layout, place.channel_axis
     made_by = f"`{place.producer}` ({place.kind})" if place.producer else "the model's input"
-    other = "" if right == 1 else " (the default)"
     return Finding(
         subject=path,
         message=f"`{path}` normalizes axis {place.axis} of {place.rank}, and the channels of {made_by} are in axis "
@@ -55,7 +55,16 @@ def _finding(path: str, place: Place) -> Finding:
             ),
         ),
         helps=(
-            f"for data laid out {layout} build the layer with axis={-1 if layout == 'channels_last' else 1}{other}",
+            f"for data laid out {layout} build the layer {_right(place, adapter)}",
             "if normalizing positions is what you want, allow it with that reason",
         ),
     )
+
+
+def _right(place: Place, adapter: str | None) -> str:
+    """Return how a layer is given the axis of the channels; Chainer's argument names the other axes."""
+    right, rank = place.channel_axis or 0, place.rank or 0
+    if adapter == "bnwatch.chainer":
+        others = tuple(axis for axis in range(rank) if axis != right)
+        return "without axis=" if right == 1 else f"with axis={others}, the axes that share a mean and a variance"
+    return "with axis=1" if right == 1 else "with axis=-1 (the default)"

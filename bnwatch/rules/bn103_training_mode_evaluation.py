@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from bnwatch.signals import Signals
 
 
+HOW = {
+    "bnwatch.chainer": "Chainer: evaluate inside `with chainer.using_config('train', False):`",
+    "bnwatch.keras": "Keras: call the model with `training=False`, and do not pass `training=True` inside `call`",
+}
+
+
 @rule("BN103", "training-mode-evaluation", severity=Severity.ERROR)
 def training_mode_evaluation(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
     """Evaluation normalizes with the statistics of its own batches."""
@@ -37,10 +43,7 @@ def training_mode_evaluation(signals: Signals, _: Limits) -> Iterator[Finding | 
             ),
             *_otherwise(signals),
         ),
-        helps=(
-            "Chainer: evaluate inside `with chainer.using_config('train', False):`",
-            "Keras: call the model with `training=False`, and do not pass `training=True` inside `call`",
-        ),
+        helps=tuple(how for adapter, how in HOW.items() if signals.adapter in {adapter, None}),
     )
 
 

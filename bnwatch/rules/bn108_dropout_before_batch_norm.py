@@ -31,6 +31,7 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
         return
     worst = max(found, key=lambda path: found[path].rate)
     place = found[worst]
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
     yield Finding(
         subject=worst if len(found) == 1 else "model",
         message=f"dropout comes before batch normalization at {named(found)}: running statistics are likely too wide "
@@ -50,7 +51,7 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
         ),
         helps=(
             "put dropout behind the last batch normalization",
-            "or re-estimate the running statistics without dropout after training",
+            f"or re-estimate the running statistics without dropout after training{by}",
         ),
     )
 

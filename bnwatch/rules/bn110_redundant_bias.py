@@ -27,5 +27,5 @@ def redundant_bias(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
         message=f"{what} a bias that batch normalization takes out again: {named(layers)}",
         evidence={"layers": Quantity(len(layers), "with a redundant bias")},
         notes=("subtracting the batch mean cancels the bias, and beta does its work: it costs memory, not accuracy",),
-        helps=("use_bias=False in these layers",),
+        helps=(f"{'nobias=True' if signals.adapter == 'bnwatch.chainer' else 'use_bias=False'} in these layers",),
     )

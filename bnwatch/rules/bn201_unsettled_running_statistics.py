@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, decay_argument, rule
 from bnwatch.signals import Flag, gap
 
 if TYPE_CHECKING:
@@ -64,17 +64,17 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
         notes=(f"{worst.spec.decay:g}^{updates:.0f} = {weight:.3g}; this clears by itself as training goes on",),
         helps=(
             f"first trust evaluation after update {settled_at}",
-            *_shorter(worst.spec.decay, limits["weight"]),
+            *_shorter(signals, worst.spec.decay, limits["weight"]),
         ),
     )
 
 
-def _shorter(decay: float, weight: float) -> tuple[str, ...]:
+def _shorter(signals: Signals, decay: float, weight: float) -> tuple[str, ...]:
     """Name a shorter memory, where there is one that is worth it."""
     if decay <= SHORT:
         return ()
     updates = moments.updates_until(SHORT, weight)
-    return (f"or use a shorter memory: decay {SHORT} (Keras: momentum={SHORT}) settles in {updates} updates",)
+    return (f"or use a shorter memory: {decay_argument(signals, str(SHORT))} settles in {updates} updates",)
 
 
 def _updates(signals: Signals, sites: list[SiteSignals]) -> Iterator[tuple[SiteSignals, float]]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, blind, named, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, blind, decay_argument, named, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bnwatch.records import Structure, Usage
+    from bnwatch.records import Usage
     from bnwatch.signals import Signals
 
 
@@ -38,12 +38,12 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
     for decay, group in by_decay.items():
         subject = "model" if len(group) == len(layers) else group[0].path
         if 0.0 < decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
-            yield _short(subject, decay, group)
+            yield _short(signals, subject, decay, group)
         elif structure.steps is not None:
-            yield from _long(subject, group, structure, limits["weight"])
+            yield from _long(signals, subject, group, limits["weight"])
 
 
-def _short(subject: str, decay: float, group: Sequence[Usage]) -> Finding:
+def _short(signals: Signals, subject: str, decay: float, group: Sequence[Usage]) -> Finding:
     return Finding(
         subject=subject,
         message=f"a decay of {decay:g} makes running statistics of the last batch or two: "
@@ -58,13 +58,13 @@ def _short(subject: str, decay: float, group: Sequence[Usage]) -> Finding:
             f"which weighs the new value: in Keras and Chainer that is {1.0 - decay:g}",
             "what decides: the accuracy with running against re-estimated statistics (BN301)",
         ),
-        helps=("a decay of 0.9 to 0.99 (Keras: momentum)",),
+        helps=(f"{decay_argument(signals, '0.9')}, or up to 0.99 in a long training",),
     )
 
 
-def _long(subject: str, group: Sequence[Usage], structure: Structure, limit: float) -> Iterator[Finding]:
+def _long(signals: Signals, subject: str, group: Sequence[Usage], limit: float) -> Iterator[Finding]:
     """Yield a finding if the layers of one decay are to keep too much of what they started from."""
-    steps = structure.steps or 0
+    steps = (signals.structure.steps if signals.structure else None) or 0
     updates = {layer.path: steps * max(1, len(layer.places)) for layer in group}
     late = [path for path, n in updates.items() if n and moments.initial_weight(group[0].decay, n) > limit]
     if not late:
@@ -85,5 +85,5 @@ def _long(subject: str, group: Sequence[Usage], structure: Structure, limit: flo
             f"{decay:g}^{fewest} = {weight:.3g}; an evaluation before the end still holds more of them",
             "of no harm where a later training goes on, or where the present values were trained on such data",
         ),
-        helps=(f"a decay of {fitting:g} or less (Keras: momentum), or a longer training",),
+        helps=(f"{decay_argument(signals, f'{fitting:g}')} or less, or a longer training",),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, restores, rule, unexplained_gap
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, decay_argument, restores, rule, unexplained_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ LONGEST = 5
     "BN301",
     "evaluation-gap-from-batch-norm",
     severity=Severity.WARNING,
-    causes=("BN101", "BN201", "BN203", "BN401"),
+    causes=("BN101", "BN201", "BN203", "BN212", "BN401"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
     most=Threshold(0.5, "convention", "share of the loss that one layer must win back alone to be named"),
@@ -87,7 +87,7 @@ def _refresh(signals: Signals) -> tuple[str, ...]:
         helps.append(
             f"or use a shorter memory: at decay {decay:g} the running statistics average over about "
             f"{moments.effective_batches(decay) if decay < 1.0 else math.inf:.0f} batches, in which the weights move "
-            f"on; try {SHORT_MEMORY:g} (Keras: momentum={SHORT_MEMORY:g})"
+            f"on; try {decay_argument(signals, f'{SHORT_MEMORY:g}')}"
         )
     return tuple(helps)
 

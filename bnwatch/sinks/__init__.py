@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.evidence import Attribution, Cells, Entering, Look
     from bnwatch.records import Attachment, EvaluationRecord, Structure
-    from bnwatch.signals import SignalTable
+    from bnwatch.signals import Replicas, SignalTable
 
-    Seen: TypeAlias = Attachment | Structure | SignalTable | EvaluationRecord | Cells | Attribution | Entering | Look
+    Measured: TypeAlias = Cells | Attribution | Entering | Look | Replicas
+    Seen: TypeAlias = Attachment | Structure | SignalTable | EvaluationRecord | Measured
     Item: TypeAlias = Seen | Diagnosis | Skipped
 
 

@@ -66,6 +66,45 @@ class CNN(chainer.Chain):
         return self.l3(F.mean(h, axis=(2, 3)))
 
 
+class Written(chainer.Chain):
+    """Batch normalization written anew on `F.batch_normalization`."""
+
+    def __init__(self, size: int, decay: float = 0.8, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.decay, self.eps = decay, eps
+        dtype = chainer.get_dtype(map_mixed16=np.float32)
+        self.avg_mean, self.avg_var = np.zeros(size, dtype), np.ones(size, dtype)
+        self.register_persistent("avg_mean")
+        self.register_persistent("avg_var")
+        with self.init_scope():
+            self.scale = L.Scale(W_shape=(size,), bias_term=True)
+
+    def forward(self, x: Any) -> Any:
+        ones, zeros = np.ones_like(self.avg_mean), np.zeros_like(self.avg_mean)
+        if chainer.config.train:
+            running = {"running_mean": self.avg_mean, "running_var": self.avg_var}
+            return self.scale(F.batch_normalization(x, ones, zeros, eps=self.eps, decay=self.decay, **running))
+        return self.scale(F.fixed_batch_normalization(x, ones, zeros, self.avg_mean, self.avg_var, self.eps))
+
+
+class WrittenLongAgo(Written):
+    """The same, from before Chainer 5."""
+
+    def __call__(self, x: Any) -> Any:
+        return Written.forward(self, x)
+
+    @property
+    def forward(self) -> Any:
+        raise AttributeError
+
+
+def update(running: Any, batch: Any, count: int, decay: float) -> None:
+    """Update running mean and variance in place, as Chainer documents it."""
+    for array, statistic, correction in zip(running, batch, (1.0, count / (count - 1.0)), strict=True):
+        np.multiply(array, decay, out=array)
+        np.add(array, (1 - decay) * correction * statistic, out=array, casting="same_kind")
+
+
 def data(examples: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return a task that is learned in a few epochs."""
     random = np.random.default_rng(seed)

@@ -170,6 +170,17 @@ def test_healthy_replicas_raise_no_alarm_and_have_names_in_the_record(tmp_path):
     assert sites == {"first#0", "first#0@1", "second#0", "second#0@1"}
 
 
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_replicas_that_see_other_data_are_told_but_where_layers_are_synchronized(synchronized):
+    model, watch = mirrored(synchronized=synchronized), quiet_watch(every=2, experiments=False)
+    x, y = data(640, shape=(5,))
+    x[np.arange(640) % SIZE < SIZE // 2] += 2  # a batch is divided in order
+    model.fit(x, y, batch_size=SIZE, shuffle=False, epochs=2, verbose=0, callbacks=[watch], validation_data=(x, y))
+    assert watch.watch.signals.faults == []
+    assert ("BN212" in {diagnosis.rule for diagnosis in watch.diagnoses}) is not synchronized
+    assert "BN212" not in {skipped.rule for skipped in watch.skipped}
+
+
 def test_another_strategy_is_refused_in_a_sentence():
     model = mirrored()
 

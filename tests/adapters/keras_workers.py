@@ -114,6 +114,7 @@ def main():
         "faults": signals.faults,
         "looks": len(signals.looks),
         "refused": refusal(made[0]),
+        "skipped": {skipped.rule: skipped.reason for skipped in report.skipped},
         "files": len(list(directory.glob("*"))),
         "said": [str(one.message) for one in said if "BatchNorm" in one.category.__name__],
     }

@@ -121,7 +121,12 @@ class Program:
             self.function = function  # its node does not own it
             return FunctionAdapter(function)
         node = batch_normalization.BatchNormalization.__new__(batch_normalization.BatchNormalization)
-        node.running_mean, node.running_var, node.eps = self.link.avg_mean, self.link.avg_var, self.link.eps
+        node.running_mean, node.running_var, node.eps, node.decay = (
+            self.link.avg_mean,
+            self.link.avg_var,
+            self.link.eps,
+            0.9,
+        )
         node._impl = getattr(batch_normalization, implementation).__new__(getattr(batch_normalization, implementation))
         node.mean, node.inv_std = self.array(self.mean), self.array(1 / np.sqrt(self.var + self.link.eps))
         node.var = self.link.avg_var if "Cudnn" in implementation else self.array(self.var)

@@ -110,8 +110,9 @@ def test_what_a_trainers_evaluation_is_recorded_with(tmp_path: Any, monkeypatch:
 
 def test_what_a_loops_evaluation_is_recorded_with(monkeypatch: Any) -> None:
     record = Record(monkeypatch)
-    with bnwatch.chainer.watch(models.MLP(), None, every=1, on_diagnosis="log") as watch:
-        models.loop(watch._model, watch, epochs=2)
+    model = models.MLP()
+    with bnwatch.chainer.watch(model, None, every=1, on_diagnosis="log") as watch:
+        models.loop(model, watch, epochs=2)
     assert [(e.step, e.epoch, e.examples, e.train_examples) for e in record.evaluations] == [
         (8, 0, 200, 256),
         (16, 1, 200, 256),

@@ -137,8 +137,15 @@ def test_bad_arguments_are_one_sentence(arguments: dict[str, Any], sentence: str
 
 
 def test_what_a_loop_asks_for() -> None:
-    with pytest.raises(ValueError, match=r"model must be a chainer\.Link, got int"):
-        bnwatch.chainer.watch(3, None)
+    for model, got in (
+        (3, "int"),
+        ({}, "an empty one"),
+        ({"": models.MLP()}, "MLP by the name ''"),
+        ({3: models.MLP()}, "MLP by the name 3"),
+        ({"gen": models.MLP(), "dis": None}, "NoneType by the name 'dis'"),
+    ):
+        with pytest.raises(ValueError, match=rf"model must be a chainer\.Link or a dict of them by name, got {got}$"):
+            bnwatch.chainer.watch(model, None)
     with pytest.raises(ValueError, match=r"call optimizer\.setup"):
         bnwatch.chainer.watch(models.MLP(), None, optimizer=chainer.optimizers.Adam())
     watch = bnwatch.chainer.watch(models.MLP(), None)

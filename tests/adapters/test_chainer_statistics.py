@@ -215,7 +215,7 @@ def test_cudnn_keeps_only_the_inverse_deviation() -> None:
 
     var = np.array([0.5, 4.0, 1e-9], np.float32)
     inv_std = (1 / np.sqrt(var.astype(np.float64) + 2e-5)).astype(np.float32)
-    call = Call(0, 0, 8, 8, 2e-5, None, None, "inv_std", recomputed=False)
+    call = Call(0, 0, 8, 8, 2e-5, 0.9, None, None, "inv_std", recomputed=False)
     found = _batch_statistics(call, np.zeros(3, np.float32), inv_std)
     np.testing.assert_allclose(found.var, var, rtol=1e-5, atol=1e-11)
     assert (found.var >= 0).all()

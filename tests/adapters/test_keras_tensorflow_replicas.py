@@ -76,6 +76,7 @@ def test_of_two_workers_one_writes_and_both_train_as_unwatched(tmp_path):
         assert found["counts"] == [8, 8, 16]
         assert found["looks"] == 0
         assert "several workers train together" in found["refused"]
+        assert found["skipped"]["BN212"] == "statistics of the other workers are not seen"
     assert (chief["files"], other["files"]) == (1, 0)
     assert "2 layers at 3 call sites" in told[0][1]
     assert "bnwatch" not in told[1][1]

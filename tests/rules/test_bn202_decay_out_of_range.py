@@ -56,7 +56,7 @@ def test_what_is_left_at_the_end_and_a_decay_that_fits():
         "after the planned 100 steps, 36.6% of the running statistics are still what they are now: `bn_0`"
     )
     assert finding.evidence["initial_weight"].value == pytest.approx(0.99**100)
-    assert finding.helps == ("a decay of 0.97 or less (Keras: momentum), or a longer training",)
+    assert finding.helps == ("decay 0.97 (Keras: momentum=0.97) or less, or a longer training",)
     assert 0.97**100 < 0.05
 
 

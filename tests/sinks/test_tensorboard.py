@@ -39,6 +39,7 @@ def record(directory, steps=range(1, 41), *, close=True, sites=2):
     sink.write(samples.attribution(steps[-1]))
     sink.write(samples.entering(steps[-1]))
     sink.write(samples.look(steps[-1]))
+    sink.write(samples.replicas(steps[-1]))
     sink.write(samples.diagnosis(step=steps[-1], last_step=steps[-1]))
     sink.write(Skipped("BN302", "the number of classes is not known"))
     if close:
@@ -85,6 +86,11 @@ def test_everything_comes_back(tmp_path):
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
     assert run.looks == (samples.look(40),)
     assert run.entering == (samples.entering(40),)
+    (replicas,) = run.replicas
+    assert (replicas.step, replicas.epoch) == (40, 0)
+    for found, layer in zip(replicas.layers, samples.replicas().layers, strict=True):
+        assert found.layer == layer.layer
+        assert np.array_equal(found.values, layer.values, equal_nan=True)
     assert run.report == samples.report(
         run=str(tmp_path / "a"), steps=40, samples=40, evaluations=1, sites=6, diagnoses=run.report.diagnoses
     )
@@ -110,6 +116,19 @@ def test_cells_come_back_with_their_paired_tests(tmp_path):
             )  # fmt: skip
             for other in set(cells) - {name}:
                 assert back.gain_over(row[other]) == cell.gain_over(cells[other])
+
+
+def test_replicas_of_another_version_and_numbers_out_of_range():
+    data = schema.replicas_json(samples.replicas())
+    data["statistics"][0] = "of another version"
+    data["layers"][0]["values"][0][1] = 1e300
+    found = schema.parse_replicas(data).layers[0].values
+    assert np.isnan(found[0, 0])
+    assert np.isinf(found[0, 1])
+    assert found[1, 2] == samples.replicas().layers[0].values[1, 2]
+    data["layers"][0]["values"][0] = [1.0]
+    with pytest.raises(schema.SchemaError, match="values of a layer of replicas"):
+        schema.parse_replicas(data)
 
 
 def test_an_attribution_comes_back_as_it_was(tmp_path):
@@ -431,6 +450,7 @@ def hostile_events():
         schema.ATTRIBUTION: schema.attribution_json(samples.attribution()),
         schema.ENTERING: schema.entering_json(samples.entering()),
         schema.LOOK: schema.look_json(samples.look()),
+        schema.REPLICAS: schema.replicas_json(samples.replicas()),
         schema.DIAGNOSIS + "BN101/x": schema.stored_diagnosis_json(samples.diagnosis()),
         schema.SKIPPED + "BN101": schema.skipped_json(Skipped("BN101", "why")),
         schema.REPORT: render.report_json(samples.report()),
@@ -476,6 +496,7 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_cells,
         schema.parse_attribution,
         schema.parse_entering,
+        schema.parse_replicas,
         schema.parse_site,
     ):
         with pytest.raises(schema.SchemaError):

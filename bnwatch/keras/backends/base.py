@@ -180,6 +180,10 @@ class Backend(ABC):
         """Return in a sentence why no experiment may run on this model; None when they may."""
         return None
 
+    def why_unseen(self) -> str | None:
+        """Return why the statistics of other replicas are not seen; None where they are, or where there are none."""
+        return None
+
     def why_not(self) -> str | None:
         """Return in a sentence why training of this model cannot be watched; None when it can."""
         return None

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -35,6 +35,13 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BIN
 
 class CorruptRecordError(ValueError):
     """What follows in an event file cannot be read; the message says where and why."""
+
+
+class Mark(NamedTuple):
+    """How far a record had been written: the name of its latest file, and that file's bytes."""
+
+    name: str
+    size: int
 
 
 def frame(payload: bytes) -> bytes:
@@ -87,6 +94,10 @@ class EventFile:
             with suppress(OSError):
                 self._open()
 
+    def mark(self) -> Mark:
+        """Return how far the file reaches."""
+        return Mark(self.path.name, self._size)
+
     def close(self) -> None:
         """Close the file. Writing again opens another one."""
         if self._descriptor is not None:
@@ -99,7 +110,7 @@ class EventFile:
         self._started = False
         self.directory.mkdir(parents=True, exist_ok=True)
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
-        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER)}{SUFFIX}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{self._pid}.{next(_NUMBER):04d}{SUFFIX}"
         self.path = self.directory / name
         self._descriptor = os.open(self.path, _FLAGS, 0o666)
         self._size = 0
@@ -135,8 +146,10 @@ class EventFile:
         self._size += len(data)
 
 
-def read_events(path: Path) -> Iterator[Any]:
+def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
     """Yield the events of a file. A last record that is not all there ends it: it is being written, or never was.
+
+    ``limit`` leaves out what begins behind that many bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -144,10 +157,11 @@ def read_events(path: Path) -> Iterator[Any]:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        size = size if limit is None else min(size, limit)
         offset = 0
         while True:
             header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
+            if len(header) < _HEADER.size or offset + _HEADER.size > size:
                 return
             length, crc = _HEADER.unpack(header)
             if masked(header[:8]) != crc:

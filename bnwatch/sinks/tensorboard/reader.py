@@ -16,7 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, SharedSites, SignalTable
+from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
 from bnwatch.sinks.tensorboard.schema import Fields, RecordedCells, SchemaError
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bnwatch.records import CallSite, LayerSpec
+    from bnwatch.sinks.tensorboard.events import Mark
 
-    Seen = Attachment | Structure | SignalTable | EvaluationRecord | RecordedCells | Attribution | Entering | Look
+    Measured = RecordedCells | Attribution | Entering | Look | Replicas
+    Seen = Attachment | Structure | SignalTable | EvaluationRecord | Measured
     Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ class RunRecord:
         attributions: to which layers the cost of the running statistics was attributed, by step.
         entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
+        replicas: how far apart the replicas were when they evaluated, by step.
         problems: what could not be read, one sentence each.
     """
 
@@ -69,6 +72,7 @@ class RunRecord:
     attributions: tuple[Attribution, ...] = ()
     entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
+    replicas: tuple[Replicas, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -100,6 +104,21 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
     return runs
 
 
+def read_as_of(directory: Path, mark: Mark) -> RunRecord:
+    """Return the run as its record stood when its latest file reached as far as ``mark``.
+
+    Raises:
+        RecordError: that file is not there any more, or what it holds up to the mark is damaged.
+    """
+    paths = _find(directory).get(directory, [])
+    files = [_File.read(path, mark.size if path.name == mark.name else None) for path in paths]
+    marked = next((file for file in files if file.path.name == mark.name), None)
+    if marked is None or marked.path.stat().st_size < mark.size or marked.problems:
+        msg = f"the record in {str(directory)!r} is not what it was"
+        raise RecordError(msg)
+    return _fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
+
+
 def _find(top: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for directory, _, names in os.walk(top):
@@ -128,19 +147,22 @@ class _File:
     start: tuple[int, float] | None = None
     """Step from which on earlier files are to be forgotten, and when that was said."""
     first: float = math.inf
+    resumed: bool = False
+    """It goes on where another file was, with what was known there."""
 
     @classmethod
-    def read(cls, path: Path) -> _File:
+    def read(cls, path: Path, limit: int | None = None) -> _File:
         file = cls(path)
         understood, refused, why = _Decoder(file.specs), 0, ""
         try:
-            for event in read_events(path):
+            for event in read_events(path, limit):
                 wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
                 file.first = min(file.first, wall_time)
                 if event.HasField("session_log"):
                     if event.session_log.status == SessionLog.START and file.start is None:
                         file.start = event.step, wall_time
                 elif event.HasField("summary"):
+                    file.resumed |= not file.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
                     try:
                         entities = understood.event(event)
                     except (ValueError, RecursionError) as error:
@@ -195,6 +217,7 @@ class _Decoder:
             schema.ATTRIBUTION: schema.parse_attribution,
             schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
+            schema.REPLICAS: schema.parse_replicas,
             schema.REPORT: schema.parse_report,
         }
 
@@ -299,7 +322,8 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
             for earlier in files[:place]:
                 earlier.entries = _before(earlier.entries, *file.start)
     for file in files:
-        run.session()
+        if not file.resumed:
+            run.session()
         for entry in file.entries:
             run.take(entry.entity)
     name = directory.parent if directory.name == SUBDIRECTORY else directory
@@ -335,6 +359,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         attributions=_by_step(_of(files, Attribution)),
         entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
+        replicas=_by_step(_of(files, Replicas)),
         problems=tuple(problem for file in files for problem in file.problems),
     )
 

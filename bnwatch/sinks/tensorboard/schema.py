@@ -6,10 +6,11 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``, ``report``:
-  JSON
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``,
+  ``replicas``, ``report``: JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
+* ``bnwatch/resumed``: JSON, the first event of a file that goes on where another one was
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
@@ -37,6 +38,7 @@ from bnwatch.evidence import (
 )
 from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
+from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,9 +56,11 @@ CELLS = "bnwatch/cells"
 ATTRIBUTION = "bnwatch/attribution"
 ENTERING = "bnwatch/entering"
 LOOK = "bnwatch/look"
+REPLICAS = "bnwatch/replicas"
 DIAGNOSIS = "bnwatch/diagnosis/"
 SKIPPED = "bnwatch/skipped/"
 REPORT = "bnwatch/report"
+RESUMED = "bnwatch/resumed"
 TEXT = "bnwatch/text/"
 
 NEEDS = ("cells", "attribution", "look", "gradients")
@@ -126,6 +130,7 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
         "framework": attachment.framework,
         "layers": [spec_json(spec) for spec in attachment.layers],
         "unsupported": dict(attachment.unsupported),
+        "unseen": attachment.unseen,
     }
 
 
@@ -186,6 +191,20 @@ def attribution_json(attribution: Attribution) -> dict[str, Any]:
 def entering_json(entering: Entering) -> dict[str, Any]:
     """Return what enters each layer as JSON objects."""
     return {"schema": SCHEMA, **_finite(asdict(entering))}
+
+
+def replicas_json(replicas: Replicas) -> dict[str, Any]:
+    """Return how far apart the replicas are as JSON objects, a row of numbers a replica."""
+    return {
+        "schema": SCHEMA,
+        "step": replicas.step,
+        "epoch": replicas.epoch,
+        "statistics": list(SITE_STATISTICS),
+        "layers": [
+            {"layer": one.layer, "values": [list(map(json_number, row)) for row in one.values.tolist()]}
+            for one in replicas.layers
+        ],
+    }
 
 
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
@@ -381,6 +400,7 @@ def parse_attachment(data: object) -> Attachment:
         layers=tuple(parse_spec(layer) for layer in attachment.items("layers")),
         unsupported=unsupported,
         framework=attachment.text("framework"),
+        unseen=attachment.maybe_text("unseen"),
     )
 
 
@@ -563,6 +583,27 @@ def parse_entering(data: object) -> Entering:
         untold=found.maybe_text("untold"),
         seconds=found.number("seconds"),
     )
+
+
+def parse_replicas(data: object) -> Replicas:
+    """Return how far apart the replicas are; a statistic that an older version did not have is NaN."""
+    found = Fields(data, "replicas")
+    found.version()
+    names = found.texts("statistics")
+    layers = []
+    for entry in found.items("layers"):
+        layer = Fields(entry, "layer of replicas")
+        values = np.full((len(rows := layer.items("values")), len(SITE_STATISTICS)), np.nan, np.float32)
+        for number, row in enumerate(rows):
+            if not isinstance(row, list) or len(row) != len(names):
+                msg = "values of a layer of replicas are not what its statistics say"
+                raise SchemaError(msg)
+            for name, value in zip(names, row, strict=True):
+                if name in SITE_STATISTICS:
+                    with np.errstate(over="ignore"):
+                        values[number, SITE_STATISTICS.index(name)] = _number(value, f"{name} of replicas")
+        layers.append(SharedSites(layer.text("layer"), values))
+    return Replicas(found.integer("step"), found.integer("epoch"), tuple(layers))
 
 
 def parse_skipped(data: object) -> Skipped:

@@ -20,19 +20,20 @@ from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.evidence import Attribution, Cells, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import SITE_STATISTICS, STATISTICS, WINDOW, SignalTable
+from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
 from bnwatch.sinks.tensorboard import schema
-from bnwatch.sinks.tensorboard.events import EventFile
+from bnwatch.sinks.tensorboard.events import EventFile, read_events
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from bnwatch.diagnosis import Report
     from bnwatch.records import CallSite, LayerSpec
     from bnwatch.sinks import Item
+    from bnwatch.sinks.tensorboard.events import Mark
 
 SUBDIRECTORY = "bnwatch"
 """A run of its own below the log directory: TensorBoard follows one writer a directory."""
@@ -46,6 +47,7 @@ _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attribution: (schema.ATTRIBUTION, schema.attribution_json),
     Entering: (schema.ENTERING, schema.entering_json),
     Look: (schema.LOOK, schema.look_json),
+    Replicas: (schema.REPLICAS, schema.replicas_json),
 }
 """Items that are JSON and nothing else."""
 
@@ -104,6 +106,51 @@ class TensorBoardSink:
         self._start(step)
         self._write(item, step)
 
+    def mark(self) -> Mark:
+        """Return how far the record reaches."""
+        return self._file.mark()
+
+    @property
+    def chosen(self) -> tuple[int, dict[str, str]]:
+        """Return the samples written, and the layers that have scalars with their part of a tag."""
+        return self._samples, dict(self._chosen)
+
+    def take_up(
+        self, mark: Mark, step: int, specs: Mapping[str, LayerSpec], chosen: tuple[int, dict[str, str]]
+    ) -> None:
+        """Go on in a file of its own from where the record was at ``mark``, after ``step`` steps.
+
+        A reader forgets what earlier files hold from that step on, so what they held of it by then is written again.
+
+        Raises:
+            OSError: the file of the mark cannot be read, or none can be opened.
+            CorruptRecordError: what it holds up to the mark is damaged.
+        """
+        if self._step is not None:
+            self._file.close()
+            self._file = EventFile(self.directory)
+            self._generation = self._file.generation
+            self._described.clear()
+        self._specs, self._sites = dict(specs), None
+        self._samples, self._chosen = chosen
+        self._waiting.clear()
+        self._step = step
+        described: dict[str, Any] = {}
+        again = [Event(step=step, summary=Summary(value=[self._json(schema.RESUMED, {"schema": render.SCHEMA})]))]
+        for event in read_events(self.directory / mark.name, mark.size):
+            values = event.summary.value
+            described.update({value.tag: value.metadata for value in values if value.HasField("metadata")})
+            if event.step == step and values and values[0].tag != schema.RESUMED:
+                again.append(event)
+        for event in again:
+            for value in event.summary.value:
+                if value.tag in self._described:
+                    value.ClearField("metadata")
+                elif value.tag in described:
+                    value.metadata.CopyFrom(described[value.tag])
+            event.wall_time = time.time()
+            self._append(event)
+
     def close(self, report: Report, /) -> None:
         """Append the report and close; a second call does nothing."""
         if self._closed:
@@ -131,9 +178,10 @@ class TensorBoardSink:
             self._generation = self._file.generation
             self._described.clear()
         self._step = max(step, self._step or 0)
-        values = list(self._values(item))
-        described = {value.tag for value in values if value.HasField("metadata")}
-        event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values))
+        self._append(Event(wall_time=time.time(), step=self._step, summary=Summary(value=self._values(item))))
+
+    def _append(self, event: Any) -> None:
+        described = {value.tag for value in event.summary.value if value.HasField("metadata")}
         before = self._file.lost
         if self._file.write(event):
             self._described |= described
@@ -143,7 +191,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look)):
+        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look, Replicas)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
@@ -210,20 +258,14 @@ class TensorBoardSink:
         self._samples += 1
         if not table.sites:
             return
-        with np.errstate(all="ignore"):
-            measures = {
-                "mean_shift": np.abs(table.column("mean_shift")),
-                "log_std_ratio": np.abs(np.log(table.column("std_ratio"))),
-            }
+        distances = table.distances()
         if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
-            self._choose(table.sites, np.nan_to_num(np.maximum(*measures.values()), nan=np.inf))
-        groups = [("worst", np.ones(len(table.sites), np.bool_))]
-        groups += [(f"layer/{name}", self._rows[path]) for path, name in self._chosen.items()]
-        for where, rows in groups:
-            for name, values in measures.items():
-                finite = values[rows & np.isfinite(values)]
-                if finite.size:
-                    yield _scalar(f"bnwatch/{where}/{name}", float(finite.max()))
+            self._choose(table.sites, np.nan_to_num(np.maximum(*distances.values()), nan=np.inf))
+        for name, value in worst(distances).items():
+            yield _scalar(WORST + name, value)
+        for path, layer in self._chosen.items():
+            for name, value in worst(distances, self._rows[path]).items():
+                yield _scalar(f"bnwatch/layer/{layer}/{name}", value)
 
     def _choose(self, sites: tuple[CallSite, ...], distance: NDArray[np.floating]) -> None:
         worst = dict.fromkeys(sites[n].layer for n in np.argsort(-distance, kind="stable"))
@@ -280,8 +322,8 @@ def safe_path(path: str) -> str:
 def _evaluation_scalars(evaluation: EvaluationRecord) -> Iterator[Any]:
     if evaluation.accuracy is not None:
         yield _scalar("bnwatch/accuracy/evaluation", evaluation.accuracy)
-        if evaluation.train_accuracy is not None:
-            yield _scalar("bnwatch/accuracy/gap", evaluation.train_accuracy - evaluation.accuracy)
+    if evaluation.gap is not None:
+        yield _scalar(GAP, evaluation.gap)
 
 
 def _scalar(tag: str, value: float) -> Any:

@@ -68,6 +68,10 @@ class TensorFlowBackend(Backend):
             return None
         return "experiments do not run while several workers train together: one that is late would hold up the others"
 
+    def why_unseen(self) -> str | None:
+        """Return why the statistics of other replicas are not seen; None where they are, or where there are none."""
+        return None if self._replicas.workers == 1 else "statistics of the other workers are not seen"
+
     # the tap
 
     def storage(self, guard: Guard) -> Storage:  # noqa: ARG002 - nothing here runs unguarded
