@@ -56,13 +56,13 @@ def test_the_log_holds_the_averages_of_what_the_record_holds(tmp_path: Any) -> N
 def test_only_sampled_iterations_carry_them_and_nothing_is_copied_on_others(tmp_path: Any, monkeypatch: Any) -> None:
     trainer, watch = trainer_of(tmp_path, every=8, epochs=4, experiments=False)
     copied: list[int] = []
-    to_host = session.to_host
+    collect = session.collect
 
-    def counted(arrays: Any) -> Any:
+    def counted(*arrays: Any) -> Any:
         copied.append(trainer.updater.iteration)
-        return to_host(arrays)
+        return collect(*arrays)
 
-    monkeypatch.setattr(session, "to_host", counted)
+    monkeypatch.setattr(session, "collect", counted)
     carried: list[int] = []
 
     def look(trainer: Any) -> None:
