@@ -33,6 +33,14 @@ BATCH, EVALUATED, SAVED = 128, 25, 50
 """Between two evaluations more examples pass than experiments use, so that all of theirs come after the snapshot."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unhurried() -> Any:
+    """Let experiments take the time they need: how many examples they measure must not hang on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnwatch.chainer.session.seconds_after", lambda _: None)
+        yield
+
+
 def trainer_of(out: Path, log_dir: Any, stop: int, *, kind: str = "shared", **options: Any) -> tuple[Any, Any]:
     """Return a Trainer and its watch; the generator is seeded each iteration, as no snapshot holds its state."""
     np.random.seed(5)  # noqa: NPY002
