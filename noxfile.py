@@ -253,12 +253,10 @@ def chainer_mpi(session: nox.Session) -> None:
 
 
 # What depends on the versions of Python and NumPy: what is computed, what is imported, what is left behind.
-MACHINE_TESTS = [
-    ROOT / f"tests/adapters/test_chainer_{name}.py"
-    for name in (
-        "compat", "conformance", "experiments", "faults", "links", "mnist_mlp", "statistics", "trainer", "unchanged",
-    )  # fmt: skip
+MACHINE_NAMES = [
+    *("compat", "conformance", "experiments", "faults", "links", "mnist_mlp", "statistics", "trainer", "unchanged"),
 ]
+MACHINE_TESTS = [ROOT / f"tests/adapters/test_chainer_{name}.py" for name in MACHINE_NAMES]
 OWN_TESTS = [
     f"chainer_tests/{folder}"
     for folder in ("links_tests/normalization_tests", "functions_tests/normalization_tests", "training_tests")
