@@ -227,6 +227,24 @@ def test_replicas_that_cannot_be_compared():
     assert testing.signals(*(testing.snapshot(n, calls[0], uneven) for n in (1, 2))).compare(2, 0) is None
 
 
+def test_replicas_are_compared_as_before_after_a_recall():
+    rng = np.random.default_rng(0)
+    spec = testing.layer()
+    steps = [
+        testing.snapshot(n, *(testing.call(spec, replica=k, mean=rng.normal(k, 1, 4)) for k in range(2)))
+        for n in range(1, 8)
+    ]
+    whole, half, rest = testing.signals(*steps), testing.signals(*steps[:5]), testing.signals()
+    rest.recall(half.memory)
+    assert rest.compare(5, 0).layers[0].values.tobytes() == half.compare(5, 0).layers[0].values.tobytes()
+    for step in steps[5:]:
+        rest.observe(step)
+    assert rest.compare(7, 0).layers[0].values.tobytes() == whole.compare(7, 0).layers[0].values.tobytes()
+    damaged = {**half.memory, "groups": [{**half.memory["groups"][0], "latest": [np.ones(3)] * 4}]}
+    with pytest.raises(ValueError, match="shape"):
+        testing.signals().recall(damaged)
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_effective_samples_recovers_how_many_elements_are_independent(rho):
     """Rows of pixels, each repeating its neighbour with probability rho: an autocorrelation of rho."""
