@@ -112,7 +112,7 @@ def test_the_copy_trains_apart_from_the_original_and_can_be_saved(tmp_path):
 
 def test_check_names_the_repair_and_the_repair_helps():
     helps = next(d.helps for d in check(convolutional()).diagnoses if d.rule == "BN101")
-    assert helps == ("Keras: bnwatch.keras.split_shared(model) gives every call site a layer of its own",)
+    assert any("bnwatch.keras.split_shared(model)" in said for said in helps)
     assert "BN101" not in {d.rule for d in check(split_shared(convolutional())).diagnoses}
 
 
