@@ -30,11 +30,14 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs in each run
 class _AnyLayers:
     """Every running mean is one of a watched link."""
 
-    def __init__(self) -> None:
-        self.watched = [SimpleNamespace(updates=0)]
+    def find(self, _running_mean: Any) -> tuple[int, int]:
+        return 0, 0
 
-    def find(self, _running_mean: Any) -> int:
-        return 0
+    def at(self, _index: int, _replica: int) -> Any:
+        return SimpleNamespace(updates=0)
+
+    def normalized_elsewhere(self, _running_mean: Any) -> None:
+        """See one without running statistics."""
 
 
 class _Clock:
@@ -50,6 +53,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
     from bnwatch.chainer.examples import ForwardPasses
     from bnwatch.chainer.session import _batch_statistics
+    from bnwatch.chainer.structure import Trace
     from bnwatch.chainer.tap import Tap
 
     faults: list[Exception] = []
@@ -58,7 +62,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     passes.evaluation.renew()
     passes.sampled = True
     tap = Tap(_AnyLayers(), _Clock(), passes, faults.append)
-    tap.sampled = True
+    tap.sampled, tap.trace = True, Trace(faults.append)
     tap.watch_backward()
     tap.watch_functions(wanted=True)
     tap.enter()
