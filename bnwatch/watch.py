@@ -354,15 +354,13 @@ class Watch:
         """
         found: dict[str, float] = {}
         table, evaluations = self.signals.table, self.signals.evaluations
-        sampled, evaluated = (
-            table is not None and table.step == step,
-            bool(evaluations) and evaluations[-1].step == step,
-        )
-        if sampled and table is not None:
-            found = {WORST + name: value for name, value in worst(table.distances()).items()}
-        if evaluated and (gap := evaluations[-1].gap) is not None:
-            found[GAP] = gap
-        if sampled or evaluated:
+        sample = table if table is not None and table.step == step else None
+        evaluation = evaluations[-1] if evaluations and evaluations[-1].step == step else None
+        if sample is not None:
+            found = {WORST + name: value for name, value in worst(sample.distances()).items()}
+        if evaluation is not None and evaluation.gap is not None:
+            found[GAP] = evaluation.gap
+        if sample is not None or evaluation is not None:
             active = [d for d in self.diagnoses if d.state == "active" and d.severity >= Severity.WARNING]
             found["bnwatch/diagnoses"] = float(len(active))
         return found

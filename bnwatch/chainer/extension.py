@@ -149,12 +149,9 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _check_place(self, trainer: Any) -> None:
         """Say so where this extension is called too rarely, or an evaluator too late."""
         entries = trainer._extensions  # noqa: SLF001 - the public method hides triggers and priorities
-        own = entries[self.name]
-        every = isinstance(own.trigger, triggers.IntervalTrigger) and (own.trigger.period, own.trigger.unit) == (
-            1,
-            "iteration",
-        )
-        if own.trigger is not self.trigger and not every:
+        own = entries[self.name].trigger
+        every = isinstance(own, triggers.IntervalTrigger) and (own.period, own.unit) == (1, "iteration")
+        if own is not self.trigger and not every:
             self.watch.refuse(
                 "BatchNormWatch is to be called in every iteration and samples by itself: "
                 "leave out trigger= in trainer.extend(...) and set every="

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -190,12 +189,6 @@ def _refusal(link: Any) -> str | None:
         return f"{name} keeps no running variance (avg_var), and its batch statistics to itself"
     missing = [needed for needed in ("decay", "eps") if not isinstance(getattr(link, needed, None), int | float)]
     return f"{name} has no number `{missing[0]}`" if missing else None
-
-
-def is_multi_node(link: Any) -> bool:
-    """Return whether a link is ChainerMN's batch normalization over all ranks; ChainerMN is not imported for that."""
-    chainermn = sys.modules.get("chainermn")
-    return chainermn is not None and isinstance(link, chainermn.links.MultiNodeBatchNormalization)
 
 
 def _initial(link: Any) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import warnings
 from collections import deque
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -15,8 +16,6 @@ import numpy as np
 from chainer import backend
 from chainer import reporter as reporting
 from chainer.backends import cuda
-
-from bnwatch.chainer.layers import is_multi_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,7 +37,7 @@ def undisturbed(models: Sequence[Any]) -> Iterator[None]:
         stack.enter_context(_random_state())
         stack.enter_context(_without(_device_generators()))  # whose state cannot be read: a draw makes new ones
         stack.enter_context(_links(links))
-        stack.enter_context(_of_this_rank([link for link in links if is_multi_node(link)]))
+        stack.enter_context(_of_this_rank([link for link in links if _is_multi_node(link)]))
         stack.enter_context(_without(chainer.get_function_hooks()))
         stack.enter_context(_without(chainer._get_link_hooks()))  # noqa: SLF001 - there is no public name
         stack.enter_context(_silent_reports())
@@ -119,9 +118,8 @@ class _Snapshot:
         if isinstance(value, chainer.Parameter):
             self._parameter(value)
         elif isinstance(value, chainer.get_array_types()) and value is not None:
-            if value.size * value.dtype.itemsize <= _STATE_BYTES and getattr(
-                getattr(value, "flags", None), "writeable", True
-            ):
+            fixed = isinstance(value, np.ndarray) and not value.flags.writeable
+            if not fixed and value.size * value.dtype.itemsize <= _STATE_BYTES:
                 self.keep_array(value)
         elif isinstance(value, _MUTABLE):
             if self._new(value):
@@ -178,6 +176,12 @@ def _refill(value: Any, held: Any) -> None:
         return
     value.clear()
     (value.update if isinstance(value, dict) else value.extend)(held)
+
+
+def _is_multi_node(link: Any) -> bool:
+    """Return whether a link is ChainerMN's batch normalization over all ranks; ChainerMN is not imported for that."""
+    chainermn = sys.modules.get("chainermn")
+    return chainermn is not None and isinstance(link, chainermn.links.MultiNodeBatchNormalization)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnwatch.chainer.arrays import Average, collect, to_float, to_host
+from bnwatch.chainer.arrays import Average, collect, to_float
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -125,10 +126,9 @@ class Session:
 
     def _fingerprint(self) -> str:
         """Return a digest of the running statistics: a snapshot brings them back to the bit."""
-        layers = [layer for layer in self.layers.watched if layer.link.avg_mean is not None]
-        host = to_host([array for layer in layers for array in (layer.link.avg_mean, layer.link.avg_var)])
-        found = hashlib.sha256("\0".join(layer.path for layer in layers).encode("utf-8", "surrogatepass"))
-        for array in host:
+        running = self.lab.running()
+        found = hashlib.sha256("\0".join(running).encode("utf-8", "surrogatepass"))
+        for array in itertools.chain.from_iterable(running.values()):
             found.update(array.tobytes())
         return found.hexdigest()
 
@@ -137,8 +137,9 @@ class Session:
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
-        self._connect([call for call in calls if not call.replica])
-        self.passes.end_step([call.layer for call in calls if not call.replica])
+        own = [call for call in calls if not call.replica]
+        self._connect(own)
+        self.passes.end_step([call.layer for call in own])
         if self.tap.sampled:
             self._observe(calls)
         self._prepare()
@@ -268,26 +269,26 @@ class Session:
             self.watch.look(self.lab, step=self.step, epoch=self.epoch)
 
     def _records(self, calls: Sequence[Call]) -> tuple[CallRecord, ...]:
-        used = {(call.layer, call.replica): self.layers.at(call.layer, call.replica) for call in calls}
-        kept = {(call.layer, call.replica): call.running for call in calls}
+        latest = {call.place: call for call in calls}
+        used = {place: self.layers.at(*place) for place in latest}
         arrays = [array for call in calls for array in (call.mean, call.scale)]
         for place, layer in used.items():
-            arrays += kept[place] or (layer.link.avg_mean, layer.link.avg_var)
+            arrays += latest[place].running or (layer.link.avg_mean, layer.link.avg_var)
         host = iter([array.ravel() for array in collect(arrays, self.accuracy, self.loss)])
         batch = [_batch_statistics(call, next(host), next(host)) for call in calls]
-        decays = {(call.layer, call.replica): float(call.decay) for call in calls}
         running = {
-            place: RunningStatistics(next(host), next(host), decays[place], layer.known_updates, bessel_corrected=True)
+            place: RunningStatistics(
+                next(host), next(host), float(latest[place].decay), layer.known_updates, bessel_corrected=True
+            )
             for place, layer in used.items()
         }
         specs = {index: self.layers.at(index).spec() for index, _ in used}
         count: dict[tuple[int, int], int] = {}
         records = []
         for call, statistics in zip(calls, batch, strict=True):
-            place = call.layer, call.replica
-            site = CallSite(specs[call.layer].path, count.get(place, 0), call.replica)
-            count[place] = site.index + 1
-            records.append(CallRecord(specs[call.layer], site, statistics, running[place]))
+            site = CallSite(specs[call.layer].path, count.get(call.place, 0), call.replica)
+            count[call.place] = site.index + 1
+            records.append(CallRecord(specs[call.layer], site, statistics, running[call.place]))
         return tuple(records)
 
     def _examples(self, split: Split, limit: int) -> Sequence[Examples]:

@@ -68,6 +68,11 @@ class Call(NamedTuple):
     replica: int = 0
     running: tuple[Any, Any] | None = None
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Return layer and replica, as `Layers.find` tells them."""
+        return self.layer, self.replica
+
 
 class Clock(Protocol):
     """Tells calls of an update from those of an evaluation."""

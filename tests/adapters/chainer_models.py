@@ -12,6 +12,7 @@ from chainer import links as L  # noqa: N812
 from chainer import training
 from chainer.training import extensions
 
+import bnwatch.chainer
 from bnwatch.watch import Watch
 
 FEATURES, CLASSES = 8, 4
@@ -175,6 +176,19 @@ def loop(  # noqa: PLR0917 - what varies between the tests
         if watching is not None:
             watching.evaluation(accuracy=np.mean(accuracies), examples=200)
     return optimizer
+
+
+def by_hand(model: Any, *, watched: bool, seed: int = 3) -> tuple[dict[str, bytes], Any, Any]:
+    """Train what ``model()`` makes by hand; return its state and the optimizer's, the watch if any, and the model."""
+    np.random.seed(seed)  # noqa: NPY002
+    trained = model()
+    optimizer = chainer.optimizers.Adam().setup(trained)
+    if not watched:
+        loop(trained, None, optimizer)
+        return state_of(trained, optimizer), None, trained
+    with bnwatch.chainer.watch(trained, None, every=2, on_diagnosis="log") as watch:
+        loop(trained, watch, optimizer)
+    return state_of(trained, optimizer), watch, trained
 
 
 class Record:

@@ -50,18 +50,6 @@ SEAMS = [
 TRAINER_SEAMS = [(evaluators.Evaluators, "__init__"), (evaluators.Evaluators, "report")]
 
 
-def by_hand(*, watched: bool) -> tuple[dict[str, bytes], Any]:
-    np.random.seed(3)  # noqa: NPY002
-    model = models.MLP()
-    optimizer = chainer.optimizers.Adam().setup(model)
-    if not watched:
-        models.loop(model, None, optimizer)
-        return state_of(model, optimizer), None
-    with bnwatch.chainer.watch(model, None, every=2, on_diagnosis="log") as watch:
-        models.loop(model, watch, optimizer)
-    return state_of(model, optimizer), watch
-
-
 def by_trainer(out: Any, *, watched: bool) -> tuple[dict[str, bytes], Any]:
     np.random.seed(3)  # noqa: NPY002
     classifier = L.Classifier(models.MLP())
@@ -80,9 +68,9 @@ def said(watch: Any) -> list[str]:
 
 @pytest.mark.parametrize(("place", "name"), SEAMS)
 def test_a_loop_goes_on(place: Any, name: str, monkeypatch: Any) -> None:
-    expected, _ = by_hand(watched=False)
+    expected, _, _ = models.by_hand(models.MLP, watched=False)
     monkeypatch.setattr(place, name, broken)
-    found, watch = by_hand(watched=True)
+    found, watch, _ = models.by_hand(models.MLP, watched=True)
     assert found == expected
     assert len(said(watch)) == 1
     assert "injected" in said(watch)[0]

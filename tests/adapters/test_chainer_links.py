@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import chainerx
@@ -283,21 +284,11 @@ def test_chainerx_is_refused(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("kind", [models.Written, models.WrittenLongAgo])
 def test_a_link_of_ones_own_takes_part_in_everything(kind: Any, monkeypatch: Any) -> None:
-    def train(*, watched: bool) -> tuple[dict[str, bytes], Any]:
-        np.random.seed(0)  # noqa: NPY002
-        model = models.MLP(bn=kind, dropout=0.0)
-        optimizer = chainer.optimizers.Adam().setup(model)
-        if not watched:
-            models.loop(model, None, optimizer)
-            return state_of(model, optimizer), None
-        with bnwatch.chainer.watch(model, None, every=2, on_diagnosis="log") as watch:
-            models.loop(model, watch, optimizer)
-        assert type(model.bn1) is kind
-        return state_of(model, optimizer), (watch, model)
-
-    expected, _ = train(watched=False)
+    train = partial(models.by_hand, partial(models.MLP, bn=kind, dropout=0.0), seed=0)
+    expected, _, _ = train(watched=False)
     record = Record(monkeypatch)
-    found, (watch, model) = train(watched=True)
+    found, watch, model = train(watched=True)
+    assert type(model.bn1) is kind
     assert found == expected
     assert not [diagnosis for diagnosis in watch.diagnoses if diagnosis.rule.startswith("BN9")]
     assert "BN301" not in {skipped.rule for skipped in watch.skipped}  # the cells were measured
