@@ -97,7 +97,7 @@ def two_classes(run: Run) -> None:
 
 @case("BN-073/sorted", expects="BN207", framework="keras")
 def sorted_files(run: Run) -> None:
-    """Files sorted by class are read in their order, without a shuffle; a convolutional net, the mechanism of BN-073."""
+    """Files sorted by class, read in order without a shuffle, a convolutional net; the mechanism of BN-073."""
     data = digits()
     order = np.argsort(data.y, kind="stable")
     model = classifying(cnn(0.9), 3e-3)
