@@ -10,7 +10,7 @@ from keras import layers
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_nets import CLASSES, compiled
+from benchmarks.clinic.keras_parts import CLASSES, compiled
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run

@@ -11,7 +11,7 @@ from keras import layers
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_nets import batch_norm, compiled, mlp
+from benchmarks.clinic.keras_parts import batch_norm, compiled, mlp
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run

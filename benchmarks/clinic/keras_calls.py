@@ -11,7 +11,7 @@ from keras import layers
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_nets import CLASSES, backbone, batch_norm, batches, cnn, compiled
+from benchmarks.clinic.keras_parts import CLASSES, backbone, batch_norm, batches, cnn, compiled
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run

@@ -11,7 +11,7 @@ from keras import layers
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_nets import backbone, batches, compiled
+from benchmarks.clinic.keras_parts import backbone, batches, compiled
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_nets import cnn, compiled
+from benchmarks.clinic.keras_parts import cnn, compiled
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run

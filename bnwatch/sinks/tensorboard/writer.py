@@ -18,7 +18,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Skipped
-from bnwatch.evidence import Attribution, Cells, Entering, Look
+from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
 from bnwatch.sinks.tensorboard import schema
@@ -45,6 +45,7 @@ _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attachment: (schema.ATTACHMENT, schema.attachment_json),
     Structure: (schema.STRUCTURE, schema.structure_json),
     Attribution: (schema.ATTRIBUTION, schema.attribution_json),
+    Composition: (schema.COMPOSITION, schema.composition_json),
     Entering: (schema.ENTERING, schema.entering_json),
     Look: (schema.LOOK, schema.look_json),
     Replicas: (schema.REPLICAS, schema.replicas_json),
@@ -191,7 +192,7 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, (Attachment, Structure, Attribution, Entering, Look, Replicas)):
+        elif isinstance(item, tuple(_PLAIN)):
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
@@ -223,6 +224,8 @@ class TensorBoardSink:
             table.examples,
         ]
         yield self._tensor(schema.PROGRESS, np.array(progress, np.float64), DT_DOUBLE, '{"schema": 1}')
+        if table.idle:
+            yield self._json(schema.IDLE, schema.idle_json(table.idle))
         for shared in table.shared:
             tag, content = self._shared_layout(shared.layer)
             yield self._tensor(tag, shared.values, DT_FLOAT, content)
