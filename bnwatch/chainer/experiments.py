@@ -62,6 +62,11 @@ class ChainerLaboratory:
             msg = f"`{path}` has the running statistics of `{origin}` (link.copy('share')): make it one link"
             raise ExperimentNotPossibleError(msg)
 
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes."""
+        msg = f"{len(batches)} batches of {len(order)} examples cannot be taken apart"
+        raise ExperimentNotPossibleError(msg)
+
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
     ) -> NDArray[np.floating]:

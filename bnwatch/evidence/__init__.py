@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
 from bnwatch.evidence.cells import Cell, Cells, crosscheck
+from bnwatch.evidence.composition import Composition, SiteComposition
 from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
     ENOUGH,
@@ -42,6 +43,7 @@ __all__ = [
     "Budget",
     "Cell",
     "Cells",
+    "Composition",
     "Difference",
     "Entering",
     "Examples",
@@ -54,6 +56,7 @@ __all__ = [
     "MeanAndVariance",
     "Progress",
     "Recalibration",
+    "SiteComposition",
     "SiteCost",
     "SiteMoments",
     "SiteShift",

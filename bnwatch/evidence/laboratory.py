@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from bnwatch.moments import Moments
     from bnwatch.records import CallSite, LayerSpec
 
-Statistics = Literal["batch", "running", "population"]
+Statistics = Literal["batch", "running", "population", "reshuffled"]
+"""What a cell is measured with; ``reshuffled``: batch statistics of the same examples put into batches at random."""
 Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
 MeanAndVariance: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
@@ -74,6 +75,17 @@ class Laboratory(Protocol):
 
         Raises:
             ExperimentNotPossibleError: there are none.
+        """
+
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes.
+
+        Args:
+            batches: the batches.
+            order: a permutation: the n-th example of the result is number ``order[n]`` of the batches in turn.
+
+        Raises:
+            ExperimentNotPossibleError: these inputs cannot be taken apart.
         """
 
     def outputs(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from bnwatch.evidence.laboratory import Examples, Laboratory, Progress, Split
 
+NEAR_BOUND = 1e-6
+"""Distance from the bound of an activation within which its derivative is nothing in float32."""
+
 CONSTANT = 1e-6
 """Relative spread of an output over examples that float32 rounding can give."""
 
@@ -34,6 +37,11 @@ class LayerLook:
             of the output; 0 when the output is the same for every example.
         gradient: largest absolute gradient of the loss with respect to the layer's own parameters; None when it has
             none or they were not asked for.
+        scale: root mean square of the output.
+        bounds: share of outputs at a bound of their activation, within 1e-6: 0 or 1 of a sigmoid or softmax, -1 or 1
+            of a tanh; None for another activation.
+        update: root mean square of what the layer's own parameters changed in one training step, relative to that of
+            the parameters: the mean over the steps since the look before; None when it has none, or at the first look.
     """
 
     path: str
@@ -43,6 +51,9 @@ class LayerLook:
     dead_units: float
     spread: float
     gradient: float | None = None
+    scale: float = 1.0
+    bounds: float | None = None
+    update: float | None = None
 
     @classmethod
     def of(cls, path: str, kind: str, output: NDArray[np.floating], gradient: float | None = None) -> LayerLook:
@@ -59,17 +70,43 @@ class LayerLook:
             dead_units=float(zero.all(axis=0).mean()),
             spread=spread,
             gradient=gradient,
+            scale=scale,
+            bounds=_at_bounds(kind, flat),
         )
+
+
+BOUNDS = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+
+
+def _at_bounds(kind: str, output: NDArray[np.float64]) -> float | None:
+    """Return the share of outputs at a bound of the activation that the kind names, None where it has none."""
+    bounds = BOUNDS.get(kind.lower().split()[-1])
+    if bounds is None:
+        return None
+    return float(np.mean((output - bounds[0] <= NEAR_BOUND) | (bounds[1] - output <= NEAR_BOUND)))
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look through the network, layer by layer in execution order, on ``examples`` training examples."""
+    """One look through the network, layer by layer in execution order, on ``examples`` training examples.
+
+    Attributes:
+        step: training steps finished.
+        epoch: epoch of that step, from 0.
+        examples: how many were looked at.
+        layers: in execution order.
+        entry: relative spread over examples of what enters the network, as `LayerLook.spread`; None when unknown.
+        loss: of these examples under batch statistics; None when unknown.
+        learning_rate: of the optimizer; None when unknown.
+    """
 
     step: int
     epoch: int
     examples: int
     layers: tuple[LayerLook, ...]
+    entry: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
 
     def up_to(self, path: str) -> tuple[LayerLook, ...]:
         """Return the layers up to and including the one of that path."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from bnwatch import evidence
 from bnwatch.evidence import ExperimentNotPossibleError, SiteMoments
-from bnwatch.keras.keep import Batch
+from bnwatch.keras.keep import Batch, array_of, leaves, mapped
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
 from bnwatch.keras.swap import forward, normalizing, undrawn
@@ -62,6 +63,23 @@ class KerasLaboratory:
             raise ExperimentNotPossibleError(reason)
         with undrawn():
             return self._shelves[split].batches(split, limit)
+
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes."""
+        ends = np.cumsum([len(batch.labels) for batch in batches])[:-1]
+        columns = zip(*(map(array_of, leaves(batch.inputs)) for batch in batches), strict=True)
+        try:
+            mixed = [np.split(np.concatenate(column)[order], ends) for column in columns]
+        except ValueError:
+            msg = "examples of different shapes cannot be put into other batches"
+            raise ExperimentNotPossibleError(msg) from None
+        labels = np.split(np.concatenate([batch.labels for batch in batches])[order], ends)
+        found = []
+        for number, batch in enumerate(batches):
+            parts = iter([column[number] for column in mixed])
+            inputs = mapped(partial(_next, parts), batch.inputs)
+            found.append(evidence.Examples(inputs, labels[number], batch.origin))
+        return found
 
     def outputs(self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()) -> NDArray[np.floating]:
         """Return the scores of one batch, shape ``(n, classes)``; the sites in ``other`` use the other statistics."""
@@ -155,6 +173,10 @@ class KerasLaboratory:
             sites.append(CallSite(path, index[path]))
         self._sites = tuple(sites)
         return outputs, [(call.mean, call.var, convert(call.count)) for call in calls]
+
+
+def _next(parts: Iterator[NDArray[Any]], _: Any) -> NDArray[Any]:
+    return next(parts)
 
 
 def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.floating]:
