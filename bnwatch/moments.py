@@ -23,6 +23,10 @@ CONVERGED = 1e-14
 """Relative change at which a continued fraction in float64 is as good as it gets."""
 
 
+ROUNDING = 1e-12
+"""Variance, in squared means, below which a channel counts as constant: what float32 makes of one stays under it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Mean and biased variance, each of shape ``(channels,)``, of ``count`` elements per channel."""

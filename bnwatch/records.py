@@ -119,6 +119,7 @@ class StepSnapshot:
         accuracy: training accuracy as the framework reports it so far this epoch, in [0, 1]; None when unknown.
         loss: training loss, likewise.
         examples: training examples behind ``accuracy``; 0 when unknown.
+        idle: paths of layers that the step called in inference mode, and never in training mode.
     """
 
     step: int
@@ -127,6 +128,7 @@ class StepSnapshot:
     accuracy: float | None = None
     loss: float | None = None
     examples: int = 0
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,10 @@ class EvaluationRecord:
         classes: number of classes; 0 when unknown.
         majority: share of the most frequent class among the labels; None when unknown.
         batch_statistics: paths of layers that normalized with batch statistics during this evaluation.
+        moved: paths of layers whose running statistics are not what the last training step left.
+        still: paths of layers that normalized with batch statistics in training while their scale and offset stayed, to
+            the bit, what they were when the watch began; none where no parameter of the model moved.
+        swapped: whether the trained parameters are others than the last training step left; None when unknown.
     """
 
     step: int
@@ -158,6 +164,9 @@ class EvaluationRecord:
     classes: int = 0
     majority: float | None = None
     batch_statistics: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    still: tuple[str, ...] = ()
+    swapped: bool | None = None
 
     @property
     def gap(self) -> float | None:
@@ -176,12 +185,17 @@ class Attachment:
         unsupported: layers that normalize but cannot be watched, with the reason.
         framework: ``keras 3.15.1 (tensorflow)`` and the like, for the record.
         unseen: why the statistics of other replicas are not seen; None where they are, or where there are none.
+        unrestored: paths of layers whose running statistics are exactly the initial values while their scale or offset
+            are trained.
+        initial: paths of layers whose running statistics were exactly the initial values when the watch began.
     """
 
     layers: tuple[LayerSpec, ...]
     unsupported: Mapping[str, str] = field(default_factory=dict)
     framework: str = ""
     unseen: str | None = None
+    unrestored: tuple[str, ...] = ()
+    initial: tuple[str, ...] = ()
 
 
 Layout = Literal["channels_first", "channels_last"]
@@ -203,6 +217,7 @@ class Place:
         dropout: path of the nearest dropout before it, with linear or elementwise layers at most in between.
         rate: share that this dropout sets to zero.
         output: its result is an output of the model, directly or through a sigmoid or softmax.
+        mask: path of the layer that marks padded positions of its input, which are counted all the same.
     """
 
     site: CallSite
@@ -216,6 +231,7 @@ class Place:
     dropout: str | None = None
     rate: float = 0.0
     output: bool = False
+    mask: str | None = None
 
     @property
     def channel_axis(self) -> int | None:
@@ -241,6 +257,25 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """How a classifier ends, and what its loss expects.
+
+    Attributes:
+        path: of the layer that makes the scores.
+        units: scores an example; None when unknown.
+        activation: of the scores, ``softmax``, ``sigmoid``, ``linear`` and the like; None when unknown.
+        loss: name of the loss, as the framework calls it; None for one of the user's own.
+        from_logits: the loss applies softmax or sigmoid itself; None when unknown.
+    """
+
+    path: str
+    units: int | None = None
+    activation: str | None = None
+    loss: str | None = None
+    from_logits: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """What is known before the first step.
 
@@ -250,6 +285,8 @@ class Structure:
         batch_size: examples a training step.
         steps_per_epoch: training steps an epoch.
         epochs: planned epochs. Each of the three is None when unknown.
+        accumulated: training batches whose gradients are added up for one update of the parameters.
+        output: how the model ends; None when unknown.
     """
 
     layers: tuple[Usage, ...] = ()
@@ -257,6 +294,8 @@ class Structure:
     batch_size: int | None = None
     steps_per_epoch: int | None = None
     epochs: int | None = None
+    accumulated: int = 1
+    output: Output | None = None
 
     @property
     def steps(self) -> int | None:

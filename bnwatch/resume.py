@@ -117,6 +117,7 @@ def leave(record: TensorBoardSink, step: int, fingerprint: str, memory: Memory) 
             "evaluated": signals.evaluated,
             "refused": signals.refused,
             "attribution": signals.attribution is not None,
+            "composition": signals.composition is not None,
             "entering": signals.entering is not None,
             "replicas": signals.replicas is not None,
             "cells": None if signals.cells is None else _cells_tree(signals.cells),
@@ -211,9 +212,11 @@ def _signals(record: RunRecord, tree: Any) -> Signals:
     signals.specs.update({path: spec for path, spec in record.specs.items() if path not in signals.specs})
     for evaluation in record.evaluations:
         signals.evaluate(evaluation)
-    signals.tables.extend(record.tables)
+    for table in record.tables:
+        signals.remember(table)
     signals.looks.extend(record.looks)
     signals.attribution = record.attributions[-1] if tree["attribution"] else None
+    signals.composition = record.compositions[-1] if tree.get("composition") else None
     signals.entering = record.entering[-1] if tree["entering"] else None
     signals.replicas = record.replicas[-1] if tree["replicas"] else None
     signals.cells = None if tree["cells"] is None else _cells(tree["cells"])

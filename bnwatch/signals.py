@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Entering, Look
+    from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
     from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
@@ -45,6 +45,9 @@ STATISTICS = (
     "effective_samples",
     "non_finite",
     "flags",
+    "zero_variance",
+    "unexplained",
+    "recovered_std",
 )
 """Columns of a `SignalTable`.
 
@@ -53,7 +56,11 @@ over channels; batch_std, running_std: root of the variance averaged over channe
 channels of (batch - running mean) in running standard deviations (d of Ioffe 2017, arXiv:1702.03275, eq. 2);
 std_ratio: geometric mean over channels of batch / running standard deviation (r of the same); effective_samples: from
 the spread of batch means over steps, NaN until there are two samples; non_finite: channels with NaN or infinity in
-batch or running statistics; flags: a `Flag`.
+batch or running statistics; flags: a `Flag`; zero_variance: channels whose batch variance is nothing but rounding;
+unexplained: root mean square over channels of what the running mean moved beyond the call of this step, in running
+standard deviations, NaN unless the step before was sampled too and the layer is called once a step; recovered_std: root
+of the mean over channels of the batch variance in the updates since the last sample, averaged as the moving average
+weighs them and solved from it, NaN where the number of updates is unknown.
 """
 
 SITE_STATISTICS = (
@@ -102,6 +109,10 @@ class Flag(IntFlag):
     NEGATIVE_VARIANCE = 16
     BATCH_VARIED = 32
     """The batch statistics changed since the first sample."""
+    HALF = 64
+    """The running statistics are kept in float16."""
+    UNMOVED_VARIANCE = 128
+    """The running variance is bitwise that of the first sample, and the running mean is not."""
 
 
 TESTS = 2
@@ -149,7 +160,7 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class SignalTable:
-    """One sample: ``values`` is ``(len(sites), len(STATISTICS))``, float32."""
+    """One sample: ``values`` is ``(len(sites), len(STATISTICS))``, float32; ``idle`` as in `StepSnapshot`."""
 
     step: int
     epoch: int
@@ -159,6 +170,7 @@ class SignalTable:
     accuracy: float | None = None
     loss: float | None = None
     examples: int = 0
+    idle: tuple[str, ...] = ()
 
     def column(self, statistic: str) -> Float32:
         """Return one statistic of every site, shape ``(sites,)``."""
@@ -195,6 +207,11 @@ class SiteSignals:
         return Flag(int(self.row[STATISTICS.index("flags")]))
 
     @property
+    def epsilon_share(self) -> float:
+        """Return the share of epsilon in what the batch is divided by: epsilon / (mean batch variance + epsilon)."""
+        return self.spec.epsilon / (self.batch_std**2 + self.spec.epsilon)
+
+    @property
     def initial_weight(self) -> float:
         """Return the share of the initial values left in the running statistics; NaN when updates are unknown."""
         return moments.initial_weight(self.spec.decay, self.updates)
@@ -218,6 +235,8 @@ class Signals:
     """To which layers the cost that the cells show was attributed; its step is that of the cells."""
     entering: Entering | None = None
     """What enters each layer, evaluation against training examples, as last measured together with the cells."""
+    composition: Composition | None = None
+    """How the training batches are composed, as last measured together with the cells."""
     replicas: Replicas | None = None
     """How far apart the replicas were when they last evaluated."""
     refused: str | None = None
@@ -226,6 +245,8 @@ class Signals:
     """Internal errors of the watch itself."""
     unused_allowances: tuple[str, ...] = ()
     """Patterns of ``allow`` that matched nothing, known when the run ends."""
+    normalized: dict[str, int] = field(default_factory=dict)
+    """The last sampled step at which a layer normalized with batch statistics, by path."""
     samples: int = 0
     """Sampled steps seen in all."""
     evaluated: int = 0
@@ -292,9 +313,14 @@ class Signals:
             self._history = _History()
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
         table = self._history.table(snapshot)
-        self.tables.append(table)
+        self.remember(table)
         self.samples += 1
         return table
+
+    def remember(self, table: SignalTable) -> None:
+        """Take a sample that was made before."""
+        self.tables.append(table)
+        self.normalized.update((site.layer, table.step) for site in table.sites)
 
     def evaluate(self, record: EvaluationRecord) -> None:
         """Take an evaluation; an accuracy that is no share counts as unknown."""
@@ -411,7 +437,7 @@ class _History:
             if layout != self._layout:
                 self._reset(layout)
             with np.errstate(all="ignore"):
-                values, shared = self._values(calls)
+                values, shared = self._values(calls, snapshot.step)
         return SignalTable(
             step=snapshot.step,
             epoch=snapshot.epoch,
@@ -421,6 +447,7 @@ class _History:
             accuracy=share(snapshot.accuracy),
             loss=snapshot.loss,
             examples=snapshot.examples,
+            idle=snapshot.idle,
         )
 
     def _reset(self, layout: Layout) -> None:
@@ -430,6 +457,8 @@ class _History:
         self._first: list[NDArray[np.floating]] | None = None
         self._left_initial: NDArray[np.bool_] | None = None
         self._previous: Floats | None = None
+        self._held: tuple[int, Float64, Float64, Float64] | None = None
+        self._single = np.array([sum(other.layer == site.layer for other, _ in layout) == 1 for site, _ in layout])
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
         self._replicas = _replica_groups(layout, self._starts)
@@ -444,6 +473,7 @@ class _History:
             "first": self._first,
             "left_initial": self._left_initial,
             "previous": self._previous,
+            "held": None if self._held is None else list(self._held),
             "noise": list(self._noise),
             "groups": [group.memory for group in (*self._groups, *self._replicas)],
         }
@@ -460,6 +490,12 @@ class _History:
         history._first = memory["first"]
         history._left_initial = memory["left_initial"]
         history._previous = memory["previous"]
+        held = memory.get("held")
+        if held is not None:
+            last, mean, var, counted = held
+            for array, length in ((mean, shape), (var, shape), (counted, (len(layout),))):
+                _check_shape(array, length)
+            history._held = int(last), mean, var, counted
         history._noise.extend(memory["noise"])
         for array in (*(history._first or ()), *([] if history._previous is None else [history._previous])):
             _check_shape(array, shape)
@@ -469,7 +505,7 @@ class _History:
             group.recall(part)
         return history
 
-    def _spread(self, per_site: Sequence[float], dtype: DTypeLike) -> Floats:
+    def _spread(self, per_site: Sequence[float] | Float64, dtype: DTypeLike) -> Floats:
         """Repeat one value a site over the site's channels."""
         return np.repeat(np.asarray(per_site, dtype=dtype), self._channels)
 
@@ -481,7 +517,7 @@ class _History:
         found: NDArray[np.bool_] = np.logical_or.reduceat(per_channel, self._starts)
         return found
 
-    def _values(self, calls: Sequence[CallRecord]) -> tuple[Float32, tuple[SharedSites, ...]]:
+    def _values(self, calls: Sequence[CallRecord], step: int) -> tuple[Float32, tuple[SharedSites, ...]]:
         raw = [
             np.concatenate([call.batch.mean for call in calls]),
             np.concatenate([call.batch.var for call in calls]),
@@ -500,17 +536,24 @@ class _History:
         running_var = stored_var / self._spread(corrected, mean.dtype)
         wide, running_wide = var + epsilon, running_var + epsilon
         finite = np.isfinite(mean) & np.isfinite(var), np.isfinite(running_mean) & np.isfinite(stored_var)
+        moved = [self._any(raw[part] != self._first[part]) for part in (2, 3)]
         flags = (
             Flag.NON_FINITE_BATCH * self._any(~finite[0])
             + Flag.NON_FINITE_RUNNING * self._any(~finite[1])
-            + Flag.UNMOVED * ~self._any((raw[2] != self._first[2]) | (raw[3] != self._first[3]))
+            + Flag.UNMOVED * ~(moved[0] | moved[1])
             + Flag.INITIAL * self._initial(calls, raw)
             + Flag.NEGATIVE_VARIANCE * self._any(stored_var < 0)
             + Flag.BATCH_VARIED * self._any((raw[0] != self._first[0]) | (raw[1] != self._first[1]))
+            + Flag.HALF * np.array([call.running.var.dtype == np.float16 for call in calls])
+            + Flag.UNMOVED_VARIANCE * (moved[0] & ~moved[1])
         )
+        constant = var <= moments.ROUNDING * np.square(mean)
+        updates = np.array([math.nan if c.running.updates is None else c.running.updates for c in calls], np.float64)
+        decay = np.array([call.running.decay for call in calls], np.float64)
+        unexplained, recovered = self._moved(step, decay, updates, mean, running_mean, running_var)
         columns = {
             "count": count,
-            "updates": [math.nan if call.running.updates is None else call.running.updates for call in calls],
+            "updates": updates,
             "batch_mean": self._average(mean),
             "batch_std": np.sqrt(self._average(var)),
             "running_mean": self._average(running_mean),
@@ -520,6 +563,9 @@ class _History:
             "effective_samples": self._effective_samples(mean, wide),
             "non_finite": np.add.reduceat(~(finite[0] & finite[1]), self._starts, dtype=np.float64),
             "flags": flags,
+            "zero_variance": np.add.reduceat(constant, self._starts, dtype=np.float64),
+            "unexplained": unexplained,
+            "recovered_std": recovered,
         }
         values = np.stack([np.asarray(columns[name], dtype=np.float32) for name in STATISTICS], axis=1)
         shared = [s for group in self._groups for s in group.update(mean, wide, running_mean, running_var)]
@@ -528,6 +574,24 @@ class _History:
             replicas.decay = self._spread([call.spec.decay for call in calls], np.float64)
             replicas.epsilon = epsilon
         return values, tuple(shared)
+
+    def _moved(  # noqa: PLR0917 - what a sample has of it
+        self, step: int, decay: Float64, updates: Float64, mean: Floats, running_mean: Floats, running_var: Floats
+    ) -> tuple[Float64, Float64]:
+        """Return what the call of this step leaves unexplained of the running mean, and the recovered deviation."""
+        before = self._held
+        self._held = step, running_mean.astype(np.float64), running_var.astype(np.float64), updates
+        unknown = np.full(len(decay), math.nan)
+        if before is None:
+            return unknown, unknown
+        last, held_mean, held_var, counted = before
+        old = self._spread(decay, np.float64)
+        expected = old * held_mean + (1.0 - old) * mean
+        beyond = np.sqrt(self._average(np.square(running_mean - expected) / running_var))
+        kept = np.where(updates > counted, decay ** (updates - counted), math.nan)
+        weight = self._spread(kept, np.float64)
+        taken_in = self._average((running_var - weight * held_var) / (1.0 - weight))
+        return np.where(self._single & (step == last + 1), beyond, math.nan), np.sqrt(np.maximum(taken_in, 0.0))
 
     def compare(self, held: Held | None) -> tuple[SharedSites, ...]:
         """Return how far the replicas of each layer are apart in what they hold."""

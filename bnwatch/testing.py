@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,16 +20,21 @@ from bnwatch.evidence import (
     Attribution,
     Cell,
     Cells,
+    Composition,
     Difference,
     Entering,
     Examples,
     ExperimentNotPossibleError,
     LayerLook,
     Look,
+    Seen,
+    SiteComposition,
     SiteCost,
     SiteMoments,
     SiteShift,
+    Updates,
     recalibrate,
+    spread_over,
 )
 from bnwatch.records import (
     Attachment,
@@ -114,9 +119,10 @@ def snapshot(
     accuracy: float | None = None,
     loss: float | None = None,
     examples: int = 0,
+    idle: tuple[str, ...] = (),
 ) -> StepSnapshot:
     """Return what was seen at one step."""
-    return StepSnapshot(step, epoch, calls, accuracy, loss, examples)
+    return StepSnapshot(step, epoch, calls, accuracy, loss, examples, idle)
 
 
 def layer_look(
@@ -128,14 +134,19 @@ def layer_look(
     units: int = 10,
     kind: str = "Dense",
     dead_units: float | None = None,
+    **measured: Any,
 ) -> LayerLook:
-    """Return a look at one layer: ``zero`` is the share of examples with all units zero, ``spread`` over examples."""
-    return LayerLook(path, kind, units, zero, zero if dead_units is None else dead_units, spread, gradient)
+    """Return a look at one layer: ``zero`` is the share of examples with all units zero, ``spread`` over examples.
+
+    ``measured`` are further fields of `bnwatch.evidence.LayerLook`.
+    """
+    dead = zero if dead_units is None else dead_units
+    return LayerLook(path, kind, units, zero, dead, spread, gradient, **measured)
 
 
-def look(step: int, *layers: LayerLook, examples: int = 100, epoch: int = 0) -> Look:
-    """Return a look through a network."""
-    return Look(step, epoch, examples, layers)
+def look(step: int, *layers: LayerLook, examples: int = 100, epoch: int = 0, **measured: Any) -> Look:
+    """Return a look through a network; ``measured`` are further fields of `bnwatch.evidence.Look`."""
+    return Look(step, epoch, examples, layers, **measured)
 
 
 def cells(
@@ -193,14 +204,60 @@ def entering(step: int = 0, *sites: SiteShift, examples: int = 512, untold: str 
 
 
 def site_shift(
-    layer: str = "bn", *, shift: float = 0.0, ratio: float = 1.0, p: float | None = 1e-9, index: int | None = None
+    layer: str = "bn",
+    *,
+    shift: float = 0.0,
+    ratio: float = 1.0,
+    p: float | None = 1e-9,
+    index: int | None = None,
+    held: tuple[float, float] = (0.0, 1.0),
+    awakened: int = 0,
 ) -> SiteShift:
-    """Return how differently evaluation examples enter one call site."""
-    return SiteShift(layer, index, shift, ratio, p)
+    """Return how differently evaluation examples enter one call site; ``held``: ``held_shift`` and ``held_ratio``."""
+    return SiteShift(layer, index, shift, ratio, p, *held, awakened)
+
+
+def composition(
+    step: int = 0,
+    *sites: SiteComposition,
+    batches: int = 32,
+    examples: int = 1024,
+    smallest: int | None = None,
+    median: int | None = None,
+    purity: tuple[float, float] | None = None,
+) -> Composition:
+    """Return how batches are composed; ``purity`` is as it was and of random batches."""
+    size = examples // batches
+    found, expected = purity or (None, None)
+    return Composition(
+        step, 0, batches, examples, smallest or size, median or size, found, expected, sites
+    )  # fmt: skip
+
+
+def site_composition(
+    layer: str = "bn",
+    *,
+    dispersion: float = 1.0,
+    p: float = 0.5,
+    clusters: float = 0.3,
+    smaller: float = 0.5,
+    tail: float = 1.5,
+    index: int | None = None,
+) -> SiteComposition:
+    """Return how far apart the batches are in what enters one call site."""
+    return SiteComposition(layer, index, dispersion, p, clusters, smaller, tail)
 
 
 def signals(
-    *items: StepSnapshot | EvaluationRecord | Attachment | Structure | Look | Cells | Attribution | Entering,
+    *items: StepSnapshot
+    | EvaluationRecord
+    | Attachment
+    | Structure
+    | Look
+    | Cells
+    | Attribution
+    | Composition
+    | Entering,
 ) -> Signals:
     """Return signals that were fed with the items in turn."""
     fed = Signals()
@@ -217,6 +274,8 @@ def signals(
             fed.looks.append(item)
         elif isinstance(item, Attribution):
             fed.attribution = item
+        elif isinstance(item, Composition):
+            fed.composition = item
         elif isinstance(item, Entering):
             fed.entering = item
         else:
@@ -276,6 +335,7 @@ class FakeLaboratory:
         calls: the layer that normalizes at each call site, in the order of the calls.
         bessel_corrected: what the layers are said to keep.
         asked: names of the methods called, in order.
+        updates: of the dense layer, from look to look.
     """
 
     weights: NDArray[np.float64]
@@ -287,6 +347,7 @@ class FakeLaboratory:
     calls: tuple[str, ...] = ("bn",)
     bessel_corrected: bool = False
     asked: list[str] = field(default_factory=list)
+    updates: Updates = field(default_factory=Updates)
 
     @classmethod
     def separable(cls, *, batches: int = 4, size: int = 32, classes: int = 4, seed: int = 0) -> FakeLaboratory:
@@ -326,6 +387,15 @@ class FakeLaboratory:
             raise ExperimentNotPossibleError(msg)
         sizes = itertools.accumulate(len(batch.labels) for batch in batches)
         return batches[: max(1, sum(size <= limit for size in sizes))]
+
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes."""
+        self.asked.append("reshuffled")
+        ends = np.cumsum([len(batch.labels) for batch in batches])[:-1]
+        inputs = np.concatenate([batch.inputs for batch in batches])[order]
+        labels = np.concatenate([batch.labels for batch in batches])[order]
+        parts = zip(batches, np.split(inputs, ends), np.split(labels, ends), strict=True)
+        return [Examples(x, y, batch.origin) for batch, x, y in parts]
 
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
@@ -372,14 +442,17 @@ class FakeLaboratory:
         finally:
             self.mean, self.var = kept
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
         """Return looks at each call, its ReLU and ``dense``."""
         self.asked.append("look")
         kinds = {"bn": "BatchNormalization", "relu": "ReLU", "dense": "Dense"}
-        return tuple(
+        own = {"dense": [(self.weights.ravel().copy(), self.weights.size)]}
+        moved = {} if step is None else self.updates.since(step, own)
+        layers = (
             LayerLook.of(path, kinds[kind], output, self.gradient if gradients and path == "dense" else None)
             for (path, kind), output in self._forward(batch, "batch")
         )
+        return Seen(tuple(replace(one, update=moved.get(one.path)) for one in layers), spread_over(batch.inputs))
 
     def _forward(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
 from bnwatch.evidence.cells import Cell, Cells, crosscheck
+from bnwatch.evidence.composition import Composition, SiteComposition
 from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
     ENOUGH,
@@ -27,7 +28,18 @@ from bnwatch.evidence.laboratory import (
     Statistics,
     seconds_after,
 )
-from bnwatch.evidence.looks import LayerLook, Localisation, Look, localise, look
+from bnwatch.evidence.looks import (
+    LayerLook,
+    Localisation,
+    Look,
+    Parameter,
+    Seen,
+    Updates,
+    entries,
+    localise,
+    look,
+    spread_over,
+)
 from bnwatch.evidence.recalibration import LayerChange, Recalibration, recalibrate
 from bnwatch.evidence.targets import class_indices, two_columns
 
@@ -42,6 +54,7 @@ __all__ = [
     "Budget",
     "Cell",
     "Cells",
+    "Composition",
     "Difference",
     "Entering",
     "Examples",
@@ -52,20 +65,26 @@ __all__ = [
     "Localisation",
     "Look",
     "MeanAndVariance",
+    "Parameter",
     "Progress",
     "Recalibration",
+    "Seen",
+    "SiteComposition",
     "SiteCost",
     "SiteMoments",
     "SiteShift",
     "Split",
     "Statistics",
+    "Updates",
     "attribute",
     "class_indices",
     "crosscheck",
     "entering",
+    "entries",
     "localise",
     "look",
     "recalibrate",
     "seconds_after",
+    "spread_over",
     "two_columns",
 ]

@@ -32,9 +32,6 @@ LEAST_BATCHES = 4
 TESTS = 2
 """Splits are compared in their means and in their spreads."""
 
-ROUNDING = 1e-12
-"""Variance, in squared means, below which a channel counts as constant: what float32 makes of one stays under it."""
-
 
 @dataclass(frozen=True, slots=True)
 class SiteShift:
@@ -47,6 +44,10 @@ class SiteShift:
         std_ratio: geometric mean over channels of evaluation / training standard deviation; channels that are constant
             in either are left out.
         p_value: that both are drawn from one population; None where that cannot be told.
+        held_shift: root mean square over channels of (training - running mean), in running standard deviations.
+        held_ratio: geometric mean over channels of training / running standard deviation: what enters from training
+            examples in evaluation, against what the running statistics hold; None where a layer has none yet.
+        awakened: channels that are constant over training examples and vary over evaluation examples.
     """
 
     layer: str
@@ -54,6 +55,9 @@ class SiteShift:
     mean_shift: float
     std_ratio: float
     p_value: float | None
+    held_shift: float | None = None
+    held_ratio: float | None = None
+    awakened: int = 0
 
     @property
     def subject(self) -> str:
@@ -178,7 +182,9 @@ def _compare(
     known, new = functools.reduce(moments.pool, training), functools.reduce(moments.pool, evaluation)
     with np.errstate(all="ignore"):
         shift = float(np.sqrt(np.mean(np.square(new.mean - known.mean) / (known.var + epsilon))))
-        vary = (known.var > ROUNDING * np.square(known.mean)) & (new.var > ROUNDING * np.square(new.mean))
+        vary = (known.var > moments.ROUNDING * np.square(known.mean)) & (
+            new.var > moments.ROUNDING * np.square(new.mean)
+        )
         ratio = float(np.exp(np.mean(np.log(new.var[vary] / known.var[vary])) / 2.0)) if vary.any() else 1.0
         p = _same_population(training, evaluation, known, new, epsilon)
     return shift, ratio, p

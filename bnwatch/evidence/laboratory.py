@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from bnwatch.evidence.looks import LayerLook
+    from bnwatch.evidence.looks import Seen
     from bnwatch.moments import Moments
     from bnwatch.records import CallSite, LayerSpec
 
-Statistics = Literal["batch", "running", "population"]
+Statistics = Literal["batch", "running", "population", "reshuffled"]
+"""What a cell is measured with; ``reshuffled``: batch statistics of the same examples put into batches at random."""
 Split = Literal["training", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "evaluation")
 MeanAndVariance: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
@@ -76,6 +77,17 @@ class Laboratory(Protocol):
             ExperimentNotPossibleError: there are none.
         """
 
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes.
+
+        Args:
+            batches: the batches.
+            order: a permutation: the n-th example of the result is number ``order[n]`` of the batches in turn.
+
+        Raises:
+            ExperimentNotPossibleError: these inputs cannot be taken apart.
+        """
+
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
     ) -> NDArray[np.floating]:
@@ -113,8 +125,15 @@ class Laboratory(Protocol):
     def population(self, batches: Sequence[Examples]) -> AbstractContextManager[None]:
         """Return a context in which the running statistics are re-estimated from ``batches``; restored on exit."""
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return what every layer's output looks like on one batch under batch statistics, in execution order."""
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
+        """Return what a look through the network sees on one batch under batch statistics.
+
+        Args:
+            batch: the batch.
+            gradients: whether to take those of the loss.
+            step: training steps finished, to compare the parameters with those at the look before; None leaves
+                `LayerLook.update` out, and is no look that a later one is compared with.
+        """
 
 
 @dataclass(slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from bnwatch import evidence
-from bnwatch.evidence import ExperimentNotPossibleError, SiteMoments
-from bnwatch.keras.keep import Batch
+from bnwatch.evidence import ExperimentNotPossibleError, Seen, SiteMoments
+from bnwatch.keras.keep import Batch, array_of, leaves, mapped
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
 from bnwatch.keras.swap import forward, normalizing, undrawn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Examples, LayerLook, MeanAndVariance, Split
+    from bnwatch.evidence import Examples, MeanAndVariance, Split
     from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
     from bnwatch.keras.swap import Pair
@@ -63,6 +64,23 @@ class KerasLaboratory:
         with undrawn():
             return self._shelves[split].batches(split, limit)
 
+    def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
+        """Return the same examples in another order, in batches of the same sizes."""
+        ends = np.cumsum([len(batch.labels) for batch in batches])[:-1]
+        columns = zip(*(map(array_of, leaves(batch.inputs)) for batch in batches), strict=True)
+        try:
+            mixed = [np.split(np.concatenate(column)[order], ends) for column in columns]
+        except ValueError:
+            msg = "examples of different shapes cannot be put into other batches"
+            raise ExperimentNotPossibleError(msg) from None
+        labels = np.split(np.concatenate([batch.labels for batch in batches])[order], ends)
+        found = []
+        for number, batch in enumerate(batches):
+            parts = iter([column[number] for column in mixed])
+            inputs = mapped(partial(_next, parts), batch.inputs)
+            found.append(evidence.Examples(inputs, labels[number], batch.origin))
+        return found
+
     def outputs(self, batch: Examples, statistics: Mode, other: Collection[CallSite] = ()) -> NDArray[np.floating]:
         """Return the scores of one batch, shape ``(n, classes)``; the sites in ``other`` use the other statistics."""
         outputs, _ = self._pass(batch, statistics, other)
@@ -89,13 +107,14 @@ class KerasLaboratory:
             self.assign({path: (found.mean, found.var) for path, found in pooled.items() if found.count})
             yield
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return what every layer's output looks like on one batch, in execution order."""
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:  # noqa: ARG002
+        """Return what a look through the network sees on one batch."""
         if gradients not in self._looking:
             self._looking[gradients] = Looking(self._backend, self._layers, gradients=gradients)
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
         with undrawn():
-            return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
+            looks = self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
+        return Seen(looks)
 
     def specs(self) -> dict[str, LayerSpec]:
         """Return the description of every layer by its path."""
@@ -155,6 +174,10 @@ class KerasLaboratory:
             sites.append(CallSite(path, index[path]))
         self._sites = tuple(sites)
         return outputs, [(call.mean, call.var, convert(call.count)) for call in calls]
+
+
+def _next(parts: Iterator[NDArray[Any]], _: Any) -> NDArray[Any]:
+    return next(parts)
 
 
 def class_scores(model: Any, outputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.floating]:

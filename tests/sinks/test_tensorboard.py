@@ -37,6 +37,7 @@ def record(directory, steps=range(1, 41), *, close=True, sites=2):
     sink.write(samples.evaluation(steps[-1]))
     sink.write(samples.cells(steps[-1]))
     sink.write(samples.attribution(steps[-1]))
+    sink.write(samples.composition(steps[-1]))
     sink.write(samples.entering(steps[-1]))
     sink.write(samples.look(steps[-1]))
     sink.write(samples.replicas(steps[-1]))
@@ -60,8 +61,8 @@ def accumulated(directory):
 
 
 def same(left, right):
-    return (left.step, left.epoch, left.sites, left.accuracy, left.loss, left.examples) == (
-        right.step, right.epoch, right.sites, right.accuracy, right.loss, right.examples,
+    return (left.step, left.epoch, left.sites, left.accuracy, left.loss, left.examples, left.idle) == (
+        right.step, right.epoch, right.sites, right.accuracy, right.loss, right.examples, right.idle,
     ) and np.array_equal(left.values, right.values, equal_nan=True)  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def test_everything_comes_back(tmp_path):
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
     assert run.looks == (samples.look(40),)
     assert run.entering == (samples.entering(40),)
+    assert run.compositions == (samples.composition(40),)
     (replicas,) = run.replicas
     assert (replicas.step, replicas.epoch) == (40, 0)
     for found, layer in zip(replicas.layers, samples.replicas().layers, strict=True):
@@ -497,7 +499,8 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_attribution,
         schema.parse_entering,
         schema.parse_replicas,
-        schema.parse_site,
+        schema.parse_composition,
+        schema.parse_idle,
     ):
         with pytest.raises(schema.SchemaError):
             parse(data)

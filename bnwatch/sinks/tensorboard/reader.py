@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
-from bnwatch.evidence import Attribution, Entering, Look
+from bnwatch.evidence import Attribution, Composition, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bnwatch.records import CallSite, LayerSpec
     from bnwatch.sinks.tensorboard.events import Mark
 
-    Measured = RecordedCells | Attribution | Entering | Look | Replicas
+    Measured = RecordedCells | Attribution | Composition | Entering | Look | Replicas
     Seen = Attachment | Structure | SignalTable | EvaluationRecord | Measured
     Entity = Seen | Diagnosis | Skipped | Report
 
@@ -55,6 +55,7 @@ class RunRecord:
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
         attributions: to which layers the cost of the running statistics was attributed, by step.
+        compositions: how the training batches are composed, by step.
         entering: what enters each layer, evaluation against training examples, by step.
         looks: the looks through the network, by step.
         replicas: how far apart the replicas were when they evaluated, by step.
@@ -70,6 +71,7 @@ class RunRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
     attributions: tuple[Attribution, ...] = ()
+    compositions: tuple[Composition, ...] = ()
     entering: tuple[Entering, ...] = ()
     looks: tuple[Look, ...] = ()
     replicas: tuple[Replicas, ...] = ()
@@ -215,6 +217,7 @@ class _Decoder:
             schema.EVALUATION: schema.parse_evaluation,
             schema.CELLS: schema.parse_cells,
             schema.ATTRIBUTION: schema.parse_attribution,
+            schema.COMPOSITION: schema.parse_composition,
             schema.ENTERING: schema.parse_entering,
             schema.LOOK: schema.parse_look,
             schema.REPLICAS: schema.parse_replicas,
@@ -226,6 +229,7 @@ class _Decoder:
         table: tuple[_Layout, NDArray[np.float32]] | None = None
         progress = (0.0, math.nan, math.nan, 0.0)
         shared = []
+        idle: tuple[str, ...] = ()
         for value in event.summary.value:
             if not value.HasField("tensor"):
                 continue
@@ -241,6 +245,8 @@ class _Decoder:
                 shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
             elif tag == schema.PROGRESS:
                 progress = _progress(value.tensor)
+            elif tag == schema.IDLE:
+                idle = schema.parse_idle(json.loads(_text(value.tensor)))
             elif (parse := self._parser(tag)) is not None:
                 entities.append(parse(json.loads(_text(value.tensor))))
         if table is not None:
@@ -255,6 +261,7 @@ class _Decoder:
                     accuracy=None if math.isnan(accuracy) else accuracy,
                     loss=None if math.isnan(loss) else loss,
                     examples=int(examples),
+                    idle=idle,
                 )
             )
         return entities
@@ -357,6 +364,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
+        compositions=_by_step(_of(files, Composition)),
         entering=_by_step(_of(files, Entering)),
         looks=_by_step(_of(files, Look)),
         replicas=_by_step(_of(files, Replicas)),

@@ -6,8 +6,9 @@ resumed run goes on under the same tag if, and only if, it means the same:
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
-* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``entering``, ``look``,
-  ``replicas``, ``report``: JSON
+* ``bnwatch/idle``: JSON, the layers that a sampled step called in inference mode, where there are any
+* ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``composition``, ``entering``,
+  ``look``, ``replicas``, ``report``: JSON
 * ``bnwatch/diagnosis/<key>``, ``bnwatch/skipped/<rule>``: JSON, each time it changes. One tag a diagnosis, since
   TensorBoard keeps one value a tag and step
 * ``bnwatch/resumed``: JSON, the first event of a file that goes on where another one was
@@ -27,16 +28,18 @@ from bnwatch import moments
 from bnwatch.diagnosis import Diagnosis, Quantity, Report, Severity, Skipped, State, Table
 from bnwatch.evidence import (
     Attribution,
+    Composition,
     Difference,
     Entering,
     LayerLook,
     Look,
+    SiteComposition,
     SiteCost,
     SiteShift,
     Split,
     Statistics,
 )
-from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Place, Structure, Usage
+from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Output, Place, Structure, Usage
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
@@ -49,12 +52,14 @@ PLUGIN = "bnwatch"
 STATS = "bnwatch/stats/"
 SITES = "bnwatch/sites/"
 PROGRESS = "bnwatch/progress"
+IDLE = "bnwatch/idle"
 ATTACHMENT = "bnwatch/attachment"
 STRUCTURE = "bnwatch/structure"
 EVALUATION = "bnwatch/evaluation"
 CELLS = "bnwatch/cells"
 ATTRIBUTION = "bnwatch/attribution"
 ENTERING = "bnwatch/entering"
+COMPOSITION = "bnwatch/composition"
 LOOK = "bnwatch/look"
 REPLICAS = "bnwatch/replicas"
 DIAGNOSIS = "bnwatch/diagnosis/"
@@ -131,6 +136,8 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
         "layers": [spec_json(spec) for spec in attachment.layers],
         "unsupported": dict(attachment.unsupported),
         "unseen": attachment.unseen,
+        "unrestored": list(attachment.unrestored),
+        "initial": list(attachment.initial),
     }
 
 
@@ -186,6 +193,16 @@ def cells_json(cells: Cells) -> dict[str, Any]:
 def attribution_json(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as JSON objects."""
     return {"schema": SCHEMA, **_finite(asdict(attribution))}
+
+
+def composition_json(composition: Composition) -> dict[str, Any]:
+    """Return how batches are composed as JSON objects."""
+    return {"schema": SCHEMA, **_finite(asdict(composition))}
+
+
+def idle_json(layers: tuple[str, ...]) -> dict[str, Any]:
+    """Return the layers that a step called in inference mode as JSON objects."""
+    return {"schema": SCHEMA, "layers": list(layers)}
 
 
 def entering_json(entering: Entering) -> dict[str, Any]:
@@ -299,6 +316,10 @@ class Fields:
             raise SchemaError(msg)
         return tuple(items)
 
+    def maybe_texts(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings; an empty one where there is none."""
+        return self.texts(name) if self.has(name) else ()
+
     def fields(self, name: str) -> Fields:
         """Return an object."""
         return Fields(self._data.get(name), f"{name} of {self._what}")
@@ -401,6 +422,8 @@ def parse_attachment(data: object) -> Attachment:
         unsupported=unsupported,
         framework=attachment.text("framework"),
         unseen=attachment.maybe_text("unseen"),
+        unrestored=attachment.maybe_texts("unrestored"),
+        initial=attachment.maybe_texts("initial"),
     )
 
 
@@ -414,6 +437,18 @@ def parse_structure(data: object) -> Structure:
         batch_size=structure.maybe_integer("batch_size"),
         steps_per_epoch=structure.maybe_integer("steps_per_epoch"),
         epochs=structure.maybe_integer("epochs"),
+        accumulated=structure.maybe_integer("accumulated") or 1,
+        output=_parse_output(structure.fields("output")) if structure.has("output") else None,
+    )
+
+
+def _parse_output(output: Fields) -> Output:
+    return Output(
+        path=output.text("path"),
+        units=output.maybe_integer("units"),
+        activation=output.maybe_text("activation"),
+        loss=output.maybe_text("loss"),
+        from_logits=output.flag("from_logits") if output.has("from_logits") else None,
     )
 
 
@@ -441,6 +476,7 @@ def _parse_place(place: Fields) -> Place:
         dropout=place.maybe_text("dropout"),
         rate=place.share("rate"),
         output=place.flag("output"),
+        mask=place.maybe_text("mask"),
     )
 
 
@@ -460,6 +496,9 @@ def parse_evaluation(data: object) -> EvaluationRecord:
         classes=evaluation.integer("classes"),
         majority=evaluation.maybe_number("majority"),
         batch_statistics=evaluation.texts("batch_statistics"),
+        moved=evaluation.maybe_texts("moved"),
+        still=evaluation.maybe_texts("still"),
+        swapped=evaluation.flag("swapped") if evaluation.has("swapped") else None,
     )
 
 
@@ -479,9 +518,20 @@ def parse_look(data: object) -> Look:
                 dead_units=layer.number("dead_units"),
                 spread=layer.number("spread"),
                 gradient=layer.maybe_number("gradient"),
+                scale=layer.number("scale") if layer.has("scale") else 1.0,
+                bounds=layer.maybe_number("bounds"),
+                update=layer.maybe_number("update"),
             )
         )
-    return Look(look.integer("step"), look.integer("epoch"), look.integer("examples"), tuple(layers))
+    return Look(
+        step=look.integer("step"),
+        epoch=look.integer("epoch"),
+        examples=look.integer("examples"),
+        layers=tuple(layers),
+        entry=look.maybe_number("entry"),
+        loss=look.maybe_number("loss"),
+        learning_rate=look.maybe_number("learning_rate"),
+    )
 
 
 def parse_cells(data: object) -> RecordedCells:
@@ -572,6 +622,9 @@ def parse_entering(data: object) -> Entering:
                 mean_shift=site.number("mean_shift"),
                 std_ratio=site.number("std_ratio"),
                 p_value=site.maybe_number("p_value"),
+                held_shift=site.maybe_number("held_shift"),
+                held_ratio=site.maybe_number("held_ratio"),
+                awakened=site.integer("awakened") if site.has("awakened") else 0,
             )
         )
     return Entering(
@@ -583,6 +636,45 @@ def parse_entering(data: object) -> Entering:
         untold=found.maybe_text("untold"),
         seconds=found.number("seconds"),
     )
+
+
+def parse_composition(data: object) -> Composition:
+    """Return how batches are composed."""
+    found = Fields(data, "composition")
+    found.version()
+    sites = []
+    for entry in found.items("sites"):
+        site = Fields(entry, "site of composition")
+        sites.append(
+            SiteComposition(
+                layer=site.text("layer"),
+                index=site.integer("index") if site.has("index") else None,
+                dispersion=site.number("dispersion"),
+                p_value=site.number("p_value"),
+                clusters=site.number("clusters"),
+                smaller=site.number("smaller"),
+                tail=site.number("tail"),
+            )
+        )
+    return Composition(
+        step=found.integer("step"),
+        epoch=found.integer("epoch"),
+        batches=found.integer("batches"),
+        examples=found.integer("examples"),
+        smallest=found.integer("smallest"),
+        median=found.integer("median"),
+        purity=found.maybe_number("purity"),
+        expected=found.maybe_number("expected"),
+        sites=tuple(sites),
+        seconds=found.number("seconds"),
+    )
+
+
+def parse_idle(data: object) -> tuple[str, ...]:
+    """Return the layers that a step called in inference mode."""
+    idle = Fields(data, "idle")
+    idle.version()
+    return idle.texts("layers")
 
 
 def parse_replicas(data: object) -> Replicas:
