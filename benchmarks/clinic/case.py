@@ -247,8 +247,8 @@ class Run:
         self.subjects.append(Subject(self.case.framework, model, train, evaluation, history or {}))
 
 
-def run(one: Case, seed: int) -> dict[str, Any]:
-    """Run a case in this process, and return its outcome, ready for JSON."""
+def run(one: Case, seed: int, *, peers: bool = False) -> dict[str, Any]:
+    """Run a case in this process, and return its outcome, ready for JSON; with what the field's detectors find."""
     if one.framework == "chainer":
         from bnwatch.chainer import compat
 
@@ -280,7 +280,7 @@ def run(one: Case, seed: int) -> dict[str, Any]:
         "told": [_plain(diagnosis) for diagnosis in this.told],
         "skipped": [asdict(entry) for entry in skipped],
         "seconds": round(seconds, 2),
-        "peers": _peers(this.subjects),
+        "peers": _peers(this.subjects) if peers else {},
     }
 
 
