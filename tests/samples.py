@@ -11,10 +11,12 @@ from bnwatch.evidence import (
     Attribution,
     Cell,
     Cells,
+    Composition,
     Difference,
     Entering,
     LayerLook,
     Look,
+    SiteComposition,
     SiteCost,
     SiteShift,
 )
@@ -79,8 +81,13 @@ def attribution(step: int = 100) -> Attribution:
 
 
 def entering(step: int = 100) -> Entering:
-    sites = SiteShift("bn", None, 0.5, 255.0, 1e-9), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
+    sites = SiteShift("bn", None, 0.5, 255.0, 1e-9, 0.25, 2.0, 3), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
     return Entering(step, 0, 256, 200, sites, "what enters a layer is not finite", 0.125)
+
+
+def composition(step: int = 100) -> Composition:
+    sites = SiteComposition("bn", None, 5.5, 1e-9, 0.25, 0.5, 1.5), SiteComposition(HOSTILE, 1, 1.0, 0.5, 0.0, 0.0, 9.0)
+    return Composition(step, 0, 32, 1000, 8, 32, 0.75, None, sites, 0.5)
 
 
 def replicas(step: int = 100) -> Replicas:

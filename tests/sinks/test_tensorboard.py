@@ -37,6 +37,7 @@ def record(directory, steps=range(1, 41), *, close=True, sites=2):
     sink.write(samples.evaluation(steps[-1]))
     sink.write(samples.cells(steps[-1]))
     sink.write(samples.attribution(steps[-1]))
+    sink.write(samples.composition(steps[-1]))
     sink.write(samples.entering(steps[-1]))
     sink.write(samples.look(steps[-1]))
     sink.write(samples.replicas(steps[-1]))
@@ -85,6 +86,7 @@ def test_everything_comes_back(tmp_path):
     assert math.isnan(evaluation.loss)
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
     assert run.looks == (samples.look(40),)
+    assert run.compositions == (samples.composition(40),)
     assert run.entering == (samples.entering(40),)
     (replicas,) = run.replicas
     assert (replicas.step, replicas.epoch) == (40, 0)
@@ -448,6 +450,7 @@ def hostile_events():
         schema.EVALUATION: schema.evaluation_json(samples.evaluation()),
         schema.CELLS: schema.cells_json(samples.cells()),
         schema.ATTRIBUTION: schema.attribution_json(samples.attribution()),
+        schema.COMPOSITION: schema.composition_json(samples.composition()),
         schema.ENTERING: schema.entering_json(samples.entering()),
         schema.LOOK: schema.look_json(samples.look()),
         schema.REPLICAS: schema.replicas_json(samples.replicas()),
@@ -495,6 +498,7 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_diagnosis,
         schema.parse_cells,
         schema.parse_attribution,
+        schema.parse_composition,
         schema.parse_entering,
         schema.parse_replicas,
         schema.parse_site,
