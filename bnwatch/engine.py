@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Diagnosis, Report, Severity, Skipped
-from bnwatch.rules import BEFORE_TRAINING, CATALOGUE
+from bnwatch.rules import BEFORE_TRAINING, CATALOGUE, rank
 from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
@@ -70,13 +70,8 @@ class Engine:
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state: active first, causes before consequences, gravest first."""
-        return tuple(
-            sorted(
-                self._diagnoses.values(),
-                key=lambda d: (d.state != "active", bool(d.causes), -d.severity, d.step, d.rule),
-            )
-        )
+        """Return every diagnosis in its last state: active first, causes before consequences, in order of decision."""
+        return tuple(sorted(self._diagnoses.values(), key=_place))
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -165,6 +160,19 @@ class Engine:
             for diagnosis in active.get(rule.id, ()):
                 if diagnosis.causes != causes:
                     self._diagnoses[diagnosis.key] = dataclasses.replace(diagnosis, causes=causes)
+
+
+def _place(diagnosis: Diagnosis) -> tuple[bool, bool, bool, int, int, int, str]:
+    """Return what diagnoses are sorted by: what is merely worth knowing never comes before what is wrong."""
+    return (
+        diagnosis.state != "active",
+        bool(diagnosis.causes),
+        diagnosis.severity < Severity.WARNING,
+        rank(diagnosis.rule),
+        -diagnosis.severity,
+        diagnosis.step,
+        diagnosis.key,
+    )
 
 
 def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:

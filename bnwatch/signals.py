@@ -46,7 +46,6 @@ STATISTICS = (
     "non_finite",
     "flags",
     "zero_variance",
-    "epsilon_share",
     "unexplained",
     "recovered_std",
 )
@@ -58,7 +57,6 @@ channels of (batch - running mean) in running standard deviations (d of Ioffe 20
 std_ratio: geometric mean over channels of batch / running standard deviation (r of the same); effective_samples: from
 the spread of batch means over steps, NaN until there are two samples; non_finite: channels with NaN or infinity in
 batch or running statistics; flags: a `Flag`; zero_variance: channels whose batch variance is nothing but rounding;
-epsilon_share: mean over the other channels of epsilon / (batch variance + epsilon), NaN where there is none;
 unexplained: root mean square over channels of what the running mean moved beyond the call of this step, in running
 standard deviations, NaN unless the step before was sampled too and the layer is called once a step; recovered_std: root
 of the mean over channels of the batch variance in the updates since the last sample, averaged as the moving average
@@ -114,7 +112,7 @@ class Flag(IntFlag):
     HALF = 64
     """The running statistics are kept in float16."""
     UNMOVED_VARIANCE = 128
-    """The running variance is bitwise that of the first sample, whatever the running mean."""
+    """The running variance is bitwise that of the first sample, and the running mean is not."""
 
 
 TESTS = 2
@@ -209,6 +207,11 @@ class SiteSignals:
         return Flag(int(self.row[STATISTICS.index("flags")]))
 
     @property
+    def epsilon_share(self) -> float:
+        """Return the share of epsilon in what the batch is divided by: epsilon / (mean batch variance + epsilon)."""
+        return self.spec.epsilon / (self.batch_std**2 + self.spec.epsilon)
+
+    @property
     def initial_weight(self) -> float:
         """Return the share of the initial values left in the running statistics; NaN when updates are unknown."""
         return moments.initial_weight(self.spec.decay, self.updates)
@@ -242,6 +245,8 @@ class Signals:
     """Internal errors of the watch itself."""
     unused_allowances: tuple[str, ...] = ()
     """Patterns of ``allow`` that matched nothing, known when the run ends."""
+    normalized: dict[str, int] = field(default_factory=dict)
+    """The last sampled step at which a layer normalized with batch statistics, by path."""
     samples: int = 0
     """Sampled steps seen in all."""
     evaluated: int = 0
@@ -308,9 +313,14 @@ class Signals:
             self._history = _History()
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
         table = self._history.table(snapshot)
-        self.tables.append(table)
+        self.remember(table)
         self.samples += 1
         return table
+
+    def remember(self, table: SignalTable) -> None:
+        """Take a sample that was made before."""
+        self.tables.append(table)
+        self.normalized.update((site.layer, table.step) for site in table.sites)
 
     def evaluate(self, record: EvaluationRecord) -> None:
         """Take an evaluation; an accuracy that is no share counts as unknown."""
@@ -526,19 +536,20 @@ class _History:
         running_var = stored_var / self._spread(corrected, mean.dtype)
         wide, running_wide = var + epsilon, running_var + epsilon
         finite = np.isfinite(mean) & np.isfinite(var), np.isfinite(running_mean) & np.isfinite(stored_var)
+        moved = [self._any(raw[part] != self._first[part]) for part in (2, 3)]
         flags = (
             Flag.NON_FINITE_BATCH * self._any(~finite[0])
             + Flag.NON_FINITE_RUNNING * self._any(~finite[1])
-            + Flag.UNMOVED * ~self._any((raw[2] != self._first[2]) | (raw[3] != self._first[3]))
+            + Flag.UNMOVED * ~(moved[0] | moved[1])
             + Flag.INITIAL * self._initial(calls, raw)
             + Flag.NEGATIVE_VARIANCE * self._any(stored_var < 0)
             + Flag.BATCH_VARIED * self._any((raw[0] != self._first[0]) | (raw[1] != self._first[1]))
             + Flag.HALF * np.array([call.running.var.dtype == np.float16 for call in calls])
-            + Flag.UNMOVED_VARIANCE * ~self._any(raw[3] != self._first[3])
+            + Flag.UNMOVED_VARIANCE * (moved[0] & ~moved[1])
         )
         constant = var <= moments.ROUNDING * np.square(mean)
         updates = np.array([math.nan if c.running.updates is None else c.running.updates for c in calls], np.float64)
-        decay = np.array([call.spec.decay for call in calls], np.float64)
+        decay = np.array([call.running.decay for call in calls], np.float64)
         unexplained, recovered = self._moved(step, decay, updates, mean, running_mean, running_var)
         columns = {
             "count": count,
@@ -553,7 +564,6 @@ class _History:
             "non_finite": np.add.reduceat(~(finite[0] & finite[1]), self._starts, dtype=np.float64),
             "flags": flags,
             "zero_variance": np.add.reduceat(constant, self._starts, dtype=np.float64),
-            "epsilon_share": self._average(np.where(constant, 0.0, epsilon / wide)) / self._average(~constant),
             "unexplained": unexplained,
             "recovered_std": recovered,
         }

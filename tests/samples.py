@@ -32,7 +32,7 @@ def attachment(*paths: str) -> Attachment:
         LayerSpec(path, "BatchNormalization", 16, 1e-3, 0.9, bessel_corrected=True, axis=(0,), built_at="model.py:12")
         for path in paths or ("encoder/bn_1", "encoder/bn_2", "bn")
     ]
-    return Attachment(tuple(specs), {"ln": "no running statistics"}, "chainer 7.8.1")
+    return Attachment(tuple(specs), {"ln": "no running statistics"}, "chainer 7.8.1", unrestored=("bn",), initial=("bn",))
 
 
 def table(
@@ -49,13 +49,16 @@ def table(
         if sites > 1
     )
     epoch = step // 100 if epoch is None else epoch
-    return SignalTable(step, epoch, rows, values, shared, accuracy=accuracy, loss=2.3, examples=64 * step)
+    return SignalTable(
+        step, epoch, rows, values, shared, accuracy=accuracy, loss=2.3, examples=64 * step, idle=(HOSTILE, "bn")
+    )
 
 
 def evaluation(step: int = 100) -> EvaluationRecord:
     return EvaluationRecord(
-        step, 0, accuracy=0.25, loss=float("nan"), examples=1000, train_accuracy=0.75, train_examples=5000, classes=10
-    )
+        step, 0, accuracy=0.25, loss=float("nan"), examples=1000, train_accuracy=0.75, train_examples=5000, classes=10,
+        moved=("bn",), still=(HOSTILE,), swapped=True,
+    )  # fmt: skip
 
 
 def cells(step: int = 100) -> Cells:
@@ -81,13 +84,16 @@ def attribution(step: int = 100) -> Attribution:
 
 
 def entering(step: int = 100) -> Entering:
-    sites = SiteShift("bn", None, 0.5, 255.0, 1e-9, 0.25, 2.0, 3), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
+    sites = SiteShift("bn", None, 0.5, 255.0, 1e-9, 0.25, 0.75, 3), SiteShift(HOSTILE, 1, math.inf, 0.5, None)
     return Entering(step, 0, 256, 200, sites, "what enters a layer is not finite", 0.125)
 
 
 def composition(step: int = 100) -> Composition:
-    sites = SiteComposition("bn", None, 5.5, 1e-9, 0.25, 0.5, 1.5), SiteComposition(HOSTILE, 1, 1.0, 0.5, 0.0, 0.0, 9.0)
-    return Composition(step, 0, 32, 1000, 8, 32, 0.75, None, sites, 0.5)
+    sites = (
+        SiteComposition("bn", None, 5.5, 1e-9, 0.9, 0.5, 3.0),
+        SiteComposition(HOSTILE, 1, math.inf, 1.0, 0.0, 0.1, 1.0),
+    )
+    return Composition(step, 0, 20, 640, 1, 32, 0.75, 0.2, sites, 0.5)
 
 
 def replicas(step: int = 100) -> Replicas:
@@ -99,9 +105,10 @@ def replicas(step: int = 100) -> Replicas:
 def look(step: int = 100) -> Look:
     layers = (
         LayerLook("conv", "Conv2D", 32, 0.0, 0.1, 0.9, 1e-3),
-        LayerLook("dense", "Dense relu", 32, 1.0, 1.0, 0.0, None),
+        LayerLook("dense", "Dense relu", 32, 1.0, 1.0, 0.0, None, scale=0.0),
+        LayerLook("softmax", "Softmax", 10, 0.0, 0.0, 0.1, None, scale=0.25, bounds=0.5, update=1e-3),
     )
-    return Look(step, 0, 64, layers)
+    return Look(step, 0, 64, layers, entry=0.5, loss=2.25, learning_rate=0.125)
 
 
 def diagnosis(subject: str = "encoder/bn_2", rule: str = "BN101", **changes: object) -> Diagnosis:

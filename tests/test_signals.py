@@ -1,5 +1,6 @@
 import math
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -50,7 +51,17 @@ def expected(calls):
         "effective_samples": math.nan,
         "non_finite": 0,
         "flags": 0,
+        "zero_variance": 0,
+        "unexplained": math.nan,
+        "recovered_std": math.nan,
     }
+    if len(calls) > 1:
+        decay, before = last.spec.decay, calls[-2].running
+        factor = (m - 2) / (m - 1) if last.spec.bessel_corrected else 1.0  # of the sample before, with one less
+        explained = decay * before.mean.astype(float) + (1 - decay) * batch_mean
+        taken_in = (var - decay * before.var.astype(float) * factor) / (1 - decay)
+        row["unexplained"] = math.sqrt(np.mean((mean - explained) ** 2 / var))
+        row["recovered_std"] = math.sqrt(max(taken_in.mean(), 0.0))
     noise = [
         np.mean((b.batch.mean.astype(float) - a.batch.mean) ** 2 / 2 / (b.batch.var.astype(float) + eps))
         for a, b in pairwise(calls)
@@ -73,6 +84,53 @@ def test_every_column_against_numpy(seed, samples, bessel):
     assert fed.table.values.dtype == np.float32
     for n, calls in enumerate(zip(*seen, strict=True)):
         np.testing.assert_allclose(fed.table.values[n], expected(calls), rtol=2e-5, atol=1e-6)
+
+
+def test_what_the_moving_average_took_in_between_samples_is_recovered():
+    spec = testing.layer(channels=3, decay=0.9)
+    rng = np.random.default_rng(0)
+    mean, var, fed = np.zeros(3), np.ones(3), Signals()
+    taken_in = []
+    for step in range(1, 31):
+        batch = rng.normal(size=3), rng.gamma(3, size=3)
+        mean, var = 0.9 * mean + 0.1 * batch[0], 0.9 * var + 0.1 * batch[1]
+        taken_in.append(batch[1])
+        if step % 10 == 0:
+            call = testing.call(
+                spec, mean=batch[0], var=batch[1], running_mean=mean, running_var=var, updates=step
+            )  # fmt: skip
+            fed.observe(testing.snapshot(step, call))
+    weights = 0.9 ** np.arange(9, -1, -1)
+    (site,) = fed.sites()
+    assert site.recovered_std == pytest.approx(math.sqrt((weights @ taken_in[20:]).mean() / weights.sum()), rel=1e-5)
+    assert math.isnan(site.unexplained)
+
+
+def test_a_movement_that_no_call_explains():
+    spec = testing.layer(decay=0.9)
+    fed = Signals()
+    fed.observe(testing.snapshot(1, testing.call(spec, mean=1.0, running_mean=0.1, updates=1)))
+    fed.observe(testing.snapshot(2, testing.call(spec, mean=1.0, running_mean=0.19, updates=2)))
+    assert next(fed.sites()).unexplained == pytest.approx(0.0, abs=1e-6)
+    fed.observe(testing.snapshot(3, testing.call(spec, mean=1.0, running_mean=0.9 * 0.271 + 0.1 * 5.0, updates=3)))
+    assert next(fed.sites()).unexplained == pytest.approx(0.9 * 0.271 + 0.5 - 0.271, rel=1e-5)
+
+
+def test_constant_channels_are_counted():
+    spec = testing.layer(epsilon=1e-3)
+    mean, var = [0.5, 0.0, 3.0, 1.0], [1e-14, 0.0, 1e-3, 3e-3]
+    fed = testing.signals(testing.snapshot(1, testing.call(spec, mean=mean, var=var)))
+    (site,) = fed.sites()
+    assert site.zero_variance == 2
+    assert site.epsilon_share == pytest.approx(0.5, rel=1e-5)
+
+
+def test_statistics_kept_in_half_precision_are_told():
+    spec = testing.layer()
+    half = testing.call(spec)
+    half = replace(half, running=replace(half.running, var=half.running.var.astype(np.float16)))
+    fed = testing.signals(testing.snapshot(1, half))
+    assert flags(fed) == [Flag.UNMOVED | Flag.INITIAL | Flag.HALF]
 
 
 def test_bessels_correction_is_taken_out():
@@ -290,6 +348,11 @@ def test_flags_are_exact():
     assert flags(fed) == [Flag.UNMOVED | Flag.INITIAL]
     fed.observe(testing.snapshot(3, testing.call(spec, mean=np.nextafter(np.float32(0), np.float32(1)))))
     assert flags(fed) == [Flag.UNMOVED | Flag.INITIAL | Flag.BATCH_VARIED]
+    half_moved = testing.call(spec, running_mean=np.nextafter(np.float32(0), np.float32(1)))
+    other = Signals()
+    other.observe(testing.snapshot(1, testing.call(spec)))
+    other.observe(testing.snapshot(2, half_moved))
+    assert flags(other) == [Flag.UNMOVED_VARIANCE]
     one_ulp = np.array([1, 1, 1, np.nextafter(np.float32(1), np.float32(2))], np.float32)
     fed.observe(testing.snapshot(4, testing.call(spec, running_var=one_ulp)))
     assert flags(fed) == [Flag(0)]

@@ -28,7 +28,18 @@ from bnwatch.evidence.laboratory import (
     Statistics,
     seconds_after,
 )
-from bnwatch.evidence.looks import LayerLook, Localisation, Look, localise, look
+from bnwatch.evidence.looks import (
+    LayerLook,
+    Localisation,
+    Look,
+    Parameter,
+    Seen,
+    Updates,
+    entries,
+    localise,
+    look,
+    spread_over,
+)
 from bnwatch.evidence.recalibration import LayerChange, Recalibration, recalibrate
 from bnwatch.evidence.targets import class_indices, two_columns
 
@@ -54,22 +65,27 @@ __all__ = [
     "Localisation",
     "Look",
     "MeanAndVariance",
+    "Parameter",
     "Progress",
     "Recalibration",
+    "Seen",
     "SiteComposition",
     "SiteCost",
     "SiteMoments",
     "SiteShift",
     "Split",
     "Statistics",
+    "Updates",
     "attribute",
     "class_indices",
     "composition",
     "crosscheck",
     "entering",
+    "entries",
     "localise",
     "look",
     "recalibrate",
     "seconds_after",
+    "spread_over",
     "two_columns",
 ]

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Literal
 
 from bnwatch.diagnosis import Skipped, Table
+from bnwatch.rules._order import CAUSES, rank
 from bnwatch.signals import Signals, gap
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Rule:
         severity: of its findings, unless a finding says otherwise.
         since: version that brought it.
         summary: one line, from the docstring of the body.
-        causes: ids of rules whose diagnoses explain this one: it is then shown as their consequence.
+        causes: ids of rules whose diagnoses explain this one: it is then shown as their consequence. The one that is
+            believed first comes first.
         thresholds: the numbers that decide.
         body: yields findings, or `Skipped` where it could not look.
     """
@@ -162,10 +164,14 @@ def rule(
     causes: tuple[str, ...] = (),
     **thresholds: Threshold,
 ) -> Callable[[Body], Rule]:
-    """Turn a generator function into a `Rule`; the first line of its docstring is the summary."""
+    """Turn a generator function into a `Rule`; the first line of its docstring is the summary.
+
+    Its causes are those of the order of decision, and ``causes``.
+    """
 
     def wrap(body: Body) -> Rule:
         summary = (body.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        return Rule(rule_id, name, severity, since, summary, causes, thresholds, body)
+        explained = tuple(sorted({*causes, *CAUSES.get(rule_id, ())}, key=rank))
+        return Rule(rule_id, name, severity, since, summary, explained, thresholds, body)
 
     return wrap

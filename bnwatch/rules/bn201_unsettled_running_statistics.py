@@ -24,7 +24,6 @@ SHORT = 0.9
     "BN201",
     "unsettled-running-statistics",
     severity=Severity.WARNING,
-    causes=("BN203",),
     weight=Threshold(0.05, "convention", "share of the initial values that may be left"),
     shift=Threshold(0.1, "convention", "standard deviations by which the initial values move the normalized output"),
     alpha=Threshold(1e-3, "convention", "false alarms per evaluation, for the accuracy it costs"),

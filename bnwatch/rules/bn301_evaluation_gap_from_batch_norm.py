@@ -26,7 +26,6 @@ LONGEST = 5
     "BN301",
     "evaluation-gap-from-batch-norm",
     severity=Severity.WARNING,
-    causes=("BN101", "BN201", "BN203", "BN212", "BN401"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
     most=Threshold(0.5, "convention", "share of the loss that one layer must win back alone to be named"),

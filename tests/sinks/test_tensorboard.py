@@ -61,8 +61,8 @@ def accumulated(directory):
 
 
 def same(left, right):
-    return (left.step, left.epoch, left.sites, left.accuracy, left.loss, left.examples) == (
-        right.step, right.epoch, right.sites, right.accuracy, right.loss, right.examples,
+    return (left.step, left.epoch, left.sites, left.accuracy, left.loss, left.examples, left.idle) == (
+        right.step, right.epoch, right.sites, right.accuracy, right.loss, right.examples, right.idle,
     ) and np.array_equal(left.values, right.values, equal_nan=True)  # fmt: skip
 
 
@@ -501,7 +501,7 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_composition,
         schema.parse_entering,
         schema.parse_replicas,
-        schema.parse_site,
+        schema.parse_idle,
     ):
         with pytest.raises(schema.SchemaError):
             parse(data)

@@ -137,6 +137,7 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
         "unsupported": dict(attachment.unsupported),
         "unseen": attachment.unseen,
         "unrestored": list(attachment.unrestored),
+        "initial": list(attachment.initial),
     }
 
 
@@ -422,6 +423,7 @@ def parse_attachment(data: object) -> Attachment:
         framework=attachment.text("framework"),
         unseen=attachment.maybe_text("unseen"),
         unrestored=attachment.maybe_texts("unrestored"),
+        initial=attachment.maybe_texts("initial"),
     )
 
 

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch import render
-from bnwatch.diagnosis import Diagnosis, Skipped
+from bnwatch.diagnosis import Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
 from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.diagnosis import Report
     from bnwatch.records import CallSite, LayerSpec
     from bnwatch.sinks import Item
     from bnwatch.sinks.tensorboard.events import Mark
@@ -192,9 +191,6 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
-        elif isinstance(item, tuple(_PLAIN)):
-            tag, to_json = _PLAIN[type(item)]
-            yield self._json(tag, to_json(item))
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
@@ -209,9 +205,12 @@ class TensorBoardSink:
             yield from self._diagnosis_text(item)
         elif isinstance(item, Skipped):
             yield self._json(schema.SKIPPED + safe(item.rule), schema.skipped_json(item))
-        else:
+        elif isinstance(item, Report):
             yield self._json(schema.REPORT, render.report_json(item))
             yield self._text("summary", render.report_markdown(item))
+        else:
+            tag, to_json = _PLAIN[type(item)]
+            yield self._json(tag, to_json(item))
 
     def _sample(self, table: SignalTable) -> Iterator[Any]:
         tag, content = self._layout(table.sites)
