@@ -54,6 +54,9 @@ DENSE_STEPS = 8
 ENTERING_SHARE = 0.2
 """Share of the time of the cells that goes into what enters each layer: it passes fewer examples, and only twice."""
 
+COMPOSITION_SHARE = 0.2
+"""Share of the time of the cells that goes into how training batches are composed: it passes them up to five times."""
+
 
 class Watch:
     """Watches one training run.
@@ -403,9 +406,11 @@ class Watch:
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
-            own = None if seconds is None else ENTERING_SHARE * seconds
-            self._crosscheck(lab, step, epoch, None if own is None or seconds is None else seconds - own)
+            own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))
+            rest = 1.0 - ENTERING_SHARE - COMPOSITION_SHARE
+            self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds)
             self._entering(lab, step, epoch, own)
+            self._composition(lab, step, epoch, mixed)
             self._judge(tell=False)
         if self._engine.needs("attribution") and self._attributed_at != self._cells_at:
             self._attributed_at = self._cells_at
@@ -436,6 +441,19 @@ class Watch:
             self.signals.entering = None
         else:
             self.signals.entering = found
+            self._write(found)
+        finally:
+            progress.clear()
+
+    def _composition(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+        """Measure how training batches are composed; where they are missing, the cells have said so."""
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
+        try:
+            found = evidence.composition(lab, step=step, epoch=epoch, budget=budget, progress=progress)
+        except evidence.ExperimentNotPossibleError:
+            self.signals.composition = None
+        else:
+            self.signals.composition = found
             self._write(found)
         finally:
             progress.clear()
