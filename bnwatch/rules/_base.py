@@ -156,6 +156,12 @@ def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
 
 
+def refresh(signals: Signals) -> str:
+    """Return the repair where a re-estimate restores accuracy."""
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
+    return f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"
+
+
 def cells_table(cells: Cells) -> Table:
     """Return the accuracies of the cells."""
     return Table(

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
 from bnwatch.rules import _settling
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, decay_argument, restores, rule, unexplained_gap
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    decay_argument,
+    refresh,
+    restores,
+    rule,
+    unexplained_gap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,8 +97,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
 
 def _refresh(signals: Signals) -> tuple[str, ...]:
     """Return what helps where a re-estimate restores accuracy."""
-    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
-    helps = [f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"]
+    helps = [refresh(signals)]
     decay = max((spec.decay for spec in signals.specs.values()), default=0.0)
     if decay > SHORT_MEMORY:
         helps.append(
