@@ -231,6 +231,7 @@ class Watch:
                 if self._opened and self.enabled:
                     if self.compares and self.signals.replicas is None:
                         self.compare(step=self.signals.step, epoch=self.signals.epoch, judge=False)
+                    self.signals.ended = True
                     self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                     self._judge()
         finally:
@@ -310,6 +311,7 @@ class Watch:
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
         self._start()
+        self.signals.ended = False
         self.signals.attach(attachment)
         self._write(attachment)
         self._judge()
@@ -403,6 +405,7 @@ class Watch:
         """
         if not self.enabled or not self.experiments:
             return
+        self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
