@@ -97,12 +97,13 @@ def _allowed(diagnoses: Iterable[Diagnosis]) -> Allowances:
 def _in_turn(run: RunRecord) -> Iterator[tuple[Any, ...]]:
     """Yield what was seen in the order in which it is seen while training; what is judged together in one tuple."""
     measured: dict[int, list[Any]] = {}
-    for item in (*run.cells, *run.entering, *run.compositions):
+    experiments: tuple[Any, ...] = (*run.cells, *run.entering, *run.compositions)
+    for item in experiments:
         measured.setdefault(item.step, []).append(item)
     singles: tuple[tuple[Any, ...], ...] = (run.tables, run.looks, run.evaluations, run.replicas)
-    turns: list[tuple[int, int, tuple[Any, ...]]] = [
-        (item.step, place, (item,)) for place, items in enumerate(singles) for item in items
-    ]
+    turns: list[tuple[int, int, tuple[Any, ...]]] = []
+    for place, items in enumerate(singles):
+        turns += [(item.step, place, (item,)) for item in items]
     turns += [(step, len(singles), tuple(items)) for step, items in measured.items()]
     turns += [(item.step, len(singles) + 1, (item,)) for item in run.attributions]
     for _, _, group in sorted(turns, key=lambda turn: turn[:2]):
