@@ -35,7 +35,7 @@ class MLP(chainer.Chain):
     def forward(self, x: Any) -> Any:
         """Return the scores."""
         for n in range(self.depth):
-            x = F.relu(self[f"bn{n}"](self[f"l{n}"](x)))
+            x = F.relu(getattr(self, f"bn{n}")(getattr(self, f"l{n}")(x)))
         return self.out(x)
 
 
@@ -50,10 +50,10 @@ class CNN(chainer.Chain):
                 setattr(self, f"bn{n}", L.BatchNormalization(width, **options))
             self.out = L.Linear(None, classes)
 
-    def features(self, x: Any) -> Any:
+    def features(self, x: Any, *, finetune: bool = False) -> Any:
         """Return what the output sees."""
         for n in range(3):
-            x = F.relu(self[f"bn{n}"](self[f"conv{n}"](x)))
+            x = F.relu(getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(x), finetune=finetune))
             x = F.max_pooling_2d(x, 2) if n else x
         return x
 
