@@ -34,7 +34,7 @@ def two_at_a_time(run: Run) -> None:
     by_hand(run, MLP(64, 64), Data(data.x[:800], data.y[:800], data.xv, data.yv), epochs=4, batch=2)
 
 
-@case("BN-063", expects="BN205", framework="chainer", fast=True)
+@case("BN-063/chainer", expects="BN205", framework="chainer", fast=True)
 def one_array(run: Run) -> None:
     """Three lines: a link on one example in training mode; https://github.com/chainer/chainer/pull/3996."""
     link = L.BatchNormalization(4)
@@ -44,7 +44,7 @@ def one_array(run: Run) -> None:
     run.measure(largest_output=float(abs(output.array).max()), running_variance=float(link.avg_var[0]))
 
 
-@case("BN-063/inference", expects=("BN103", "BN205"), framework="chainer")
+@case("BN-063/chainer-inference", expects=("BN103", "BN205"), framework="chainer")
 def inference_of_one(run: Run) -> None:
     """The trained network is asked one example at a time without switching training mode off.
 

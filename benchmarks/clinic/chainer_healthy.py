@@ -11,7 +11,7 @@ from chainer import links as L  # noqa: N812 - likewise
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.chainer_modes import Transfer, backbone, target_task
-from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, scored, shuffled, train
+from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, scored, shuffled, train
 from benchmarks.clinic.chainer_shared import Siamese
 from benchmarks.clinic.data import Data, digits
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.clinic.case import Run
 
 
-@case("OK-06", expects=None, framework="chainer")
+@case("OK-06/chainer", expects=None, framework="chainer")
 def convolutions(run: Run) -> None:
     """A CNN in a Trainer, as in Chainer's examples; https://github.com/chainer/chainer/tree/master/examples/cifar."""
     train(run, CNN(), digits(channels_first=True), epochs=8, optimizer=chainer.optimizers.Adam(3e-3))
@@ -68,7 +68,7 @@ class VGG(chainer.Chain):
         return self.fc2(F.dropout(h, ratio=0.5))
 
 
-@case("OK-16", expects=None, framework="chainer")
+@case("OK-16/chainer", expects=None, framework="chainer")
 def vgg(run: Run) -> None:
     """Dropout between blocks; https://github.com/chainer/chainer/tree/master/examples/cifar."""
     train(run, VGG(), digits(channels_first=True), epochs=10, batch=64)

@@ -12,7 +12,7 @@ from chainer import training
 from chainer.training import extensions
 
 from benchmarks.clinic.case import case
-from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, scored, shuffled, train
+from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, scored, shuffled, train
 from benchmarks.clinic.data import Data, digits
 
 if TYPE_CHECKING:
@@ -192,13 +192,13 @@ def with_constant_features(seed: int) -> Data:
     return Data(x, data.y, xv, data.yv)
 
 
-@case("BN-102", expects="BN404", framework="chainer", fast=True)
+@case("BN-102/chainer", expects="BN404", framework="chainer", fast=True)
 def constant_features(run: Run) -> None:
     """Eight features are constant in training alone; https://github.com/chainer/chainer/pull/2214."""
     train(run, Normalized(1e-3), with_constant_features(run.seed), epochs=8)
 
 
-@case("BN-102/hand", expects="BN404", framework="chainer")
+@case("BN-102/chainer-hand", expects="BN404", framework="chainer")
 def constant_features_by_hand(run: Run) -> None:
     """The same with Chainer's own epsilon, in a loop by hand; https://github.com/chainer/chainer/pull/2214."""
     by_hand(run, Normalized(2e-5), with_constant_features(run.seed), epochs=8)
@@ -267,7 +267,7 @@ class Half(chainer.Chain):
         return self.out(F.cast(self.bn(x), np.float32))
 
 
-@case("BN-107", expects="BN403", framework="chainer", fast=True)
+@case("BN-107/chainer", expects="BN403", framework="chainer", fast=True)
 def half_precision(run: Run) -> None:
     """Statistics in float16 of inputs of size 2000.
 
@@ -289,7 +289,7 @@ class HalfCNN(CNN):
         return F.cast(super().forward(F.cast(x, np.float16)), np.float32)
 
 
-@case("BN-107/trainer", expects="BN403", framework="chainer")
+@case("BN-107/chainer-trainer", expects="BN403", framework="chainer")
 def half_precision_pixels(run: Run) -> None:
     """``chainer.config.dtype`` is float16, pixels reach from 0 to 4096, in a Trainer.
 

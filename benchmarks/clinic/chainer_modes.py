@@ -255,7 +255,7 @@ def monitored_in_training_mode(run: Run) -> None:
 
 @case("BN-156/chainer-trainer", expects="BN106", framework="chainer")
 def extension_in_training_mode(run: Run) -> None:
-    """An extension plots predictions of raw images every 10 iterations, in training mode; it comes before the Evaluator.
+    """An extension plots predictions of raw images every second iteration, in training mode.
 
     https://github.com/carpedm20/DCGAN-tensorflow/issues/289
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.clinic.case import Run
 
 
-@case("BN-024", expects="BN201", framework="chainer", also=("BN202",), fast=True)
+@case("BN-024/chainer", expects="BN201", framework="chainer", also=("BN202",), fast=True)
 def long_memory(run: Run) -> None:
     """Three epochs at decay .999 on raw pixels; https://github.com/chainer/chainer/issues/4553."""
     train(run, CNN(decay=0.999), digits(raw=True, channels_first=True), epochs=3)
@@ -239,7 +239,7 @@ def tuned_without_statistics(run: Run) -> None:
     train(run, model, data, epochs=3)
 
 
-@case("BN-147", expects="BN211", framework="chainer")
+@case("BN-147/chainer", expects="BN211", framework="chainer")
 def lazily_made_statistics(run: Run) -> None:
     """Links made by ``axis`` had no statistics yet when parameters were loaded.
 
@@ -278,7 +278,7 @@ def two_shards() -> tuple[Data, Data]:
     return one, Data(4 * data.x[half:] + 3, data.y[half:], 4 * data.xv + 3, data.yv)
 
 
-@case("BN-135", expects=("BN212", "BN301", "BN304"), framework="chainer")
+@case("BN-135/chainer", expects=("BN212", "BN301", "BN304"), framework="chainer")
 def averaged_parameters(run: Run) -> None:
     """Two copies on different shards, parameters averaged after each step.
 

@@ -1,4 +1,4 @@
-"""What the field's detectors are shown of a trained model: the neutral record that `peers` reads, from either framework.
+"""What the field's detectors are shown of a trained model, of either framework.
 
 Taken when a program has ended. The look in training mode comes last: it moves running statistics.
 """
@@ -71,6 +71,12 @@ def chainer_epochs(epochs: Epochs, trainer: Any) -> None:
             epochs.add({path: link.W.array for path, link in _with_weights(target)})
 
     trainer.extend(keep, name="clinic-epochs", trigger=(1, "epoch"))
+
+
+def chainer_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of an optimizer: Chainer calls Adam's ``alpha``."""
+    rate = getattr(optimizer, "alpha", getattr(optimizer, "lr", None))
+    return None if rate is None else float(rate)
 
 
 def network_of(subject: Subject) -> Network:
