@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @case("BN-055/chainer", expects="BN204", framework="chainer")
 def batches_of_two(run: Run) -> None:
     """A convolutional net on batches of 2; https://github.com/keras-team/keras/issues/8837."""
-    train(run, CNN(), digits(channels_first=True), epochs=3, batch=2)
+    data = digits(channels_first=True)
+    train(run, CNN(), Data(data.x[:600], data.y[:600], data.xv, data.yv), epochs=3, batch=2)
 
 
 @case("BN-062/chainer", expects="BN204", framework="chainer", fast=True)
@@ -91,7 +92,7 @@ def one_pixel_each(run: Run) -> None:
             return self.out(self.last(F.mean(self.features(x), axis=(2, 3))))
 
     data = digits(channels_first=True)
-    train(run, Pooled(), Data(data.x[:500], data.y[:500], data.xv, data.yv), epochs=3, batch=1)
+    train(run, Pooled(), Data(data.x[:200], data.y[:200], data.xv, data.yv), epochs=3, batch=1)
 
 
 @case("BN-068/chainer", expects="BN206", framework="chainer", fast=True)
