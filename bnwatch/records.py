@@ -187,6 +187,7 @@ class Attachment:
         unseen: why the statistics of other replicas are not seen; None where they are, or where there are none.
         unrestored: paths of layers whose running statistics are exactly the initial values while their scale or offset
             are trained.
+        initial: paths of layers whose running statistics were exactly the initial values when the watch began.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -194,6 +195,7 @@ class Attachment:
     framework: str = ""
     unseen: str | None = None
     unrestored: tuple[str, ...] = ()
+    initial: tuple[str, ...] = ()
 
 
 Layout = Literal["channels_first", "channels_last"]

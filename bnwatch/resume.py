@@ -212,7 +212,8 @@ def _signals(record: RunRecord, tree: Any) -> Signals:
     signals.specs.update({path: spec for path, spec in record.specs.items() if path not in signals.specs})
     for evaluation in record.evaluations:
         signals.evaluate(evaluation)
-    signals.tables.extend(record.tables)
+    for table in record.tables:
+        signals.remember(table)
     signals.looks.extend(record.looks)
     signals.attribution = record.attributions[-1] if tree["attribution"] else None
     signals.composition = record.compositions[-1] if tree.get("composition") else None

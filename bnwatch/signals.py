@@ -243,8 +243,12 @@ class Signals:
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)
     """Internal errors of the watch itself."""
+    ended: bool = False
+    """Training has ended: what is wrong now stays wrong."""
     unused_allowances: tuple[str, ...] = ()
     """Patterns of ``allow`` that matched nothing, known when the run ends."""
+    normalized: dict[str, int] = field(default_factory=dict)
+    """The last sampled step at which a layer normalized with batch statistics, by path."""
     samples: int = 0
     """Sampled steps seen in all."""
     evaluated: int = 0
@@ -311,9 +315,14 @@ class Signals:
             self._history = _History()
         self.specs.update({call.spec.path: call.spec for call in snapshot.calls if call.spec.path not in self.specs})
         table = self._history.table(snapshot)
-        self.tables.append(table)
+        self.remember(table)
         self.samples += 1
         return table
+
+    def remember(self, table: SignalTable) -> None:
+        """Take a sample that was made before."""
+        self.tables.append(table)
+        self.normalized.update((site.layer, table.step) for site in table.sites)
 
     def evaluate(self, record: EvaluationRecord) -> None:
         """Take an evaluation; an accuracy that is no share counts as unknown."""
@@ -542,7 +551,7 @@ class _History:
         )
         constant = var <= moments.ROUNDING * np.square(mean)
         updates = np.array([math.nan if c.running.updates is None else c.running.updates for c in calls], np.float64)
-        decay = np.array([call.spec.decay for call in calls], np.float64)
+        decay = np.array([call.running.decay for call in calls], np.float64)
         unexplained, recovered = self._moved(step, decay, updates, mean, running_mean, running_var)
         columns = {
             "count": count,

@@ -12,7 +12,7 @@ from chainer import backend
 
 from bnwatch import evidence
 from bnwatch.chainer.arrays import array_of, to_host
-from bnwatch.chainer.forward import ForwardCall, Kept, model_call
+from bnwatch.chainer.forward import ForwardCall, Kept, model_call, rearranged
 from bnwatch.chainer.layers import Layers, axes_of
 from bnwatch.chainer.looks import look_through
 from bnwatch.chainer.quiet import batch_statistics, replaced, statistics_of, undisturbed
@@ -63,9 +63,15 @@ class ChainerLaboratory:
             raise ExperimentNotPossibleError(msg)
 
     def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
-        """Return the same examples in another order, in batches of the same sizes."""
-        msg = f"{len(batches)} batches of {len(order)} examples cannot be taken apart"
-        raise ExperimentNotPossibleError(msg)
+        """Return the same examples in another order, in batches of the same sizes.
+
+        Raises:
+            ExperimentNotPossibleError: the model is called with something else than arrays of one row an example.
+        """
+        rows = [len(batch.labels) for batch in batches]
+        calls = rearranged([batch.inputs for batch in batches], rows, order)
+        labels = np.split(np.concatenate([batch.labels for batch in batches])[order], np.cumsum(rows)[:-1])
+        return [Examples(call, own, batch.origin) for call, own, batch in zip(calls, labels, batches, strict=True)]
 
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()

@@ -222,7 +222,9 @@ class Session:
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         unseen = self.layers.unseen() if self.step else {}
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
-        return Attachment(specs, {**self.layers.unsupported, **unseen}, framework(), self.ranks.unseen)
+        unsupported = {**self.layers.unsupported, **unseen}
+        initial = tuple(layer.path for layer in watched if layer.initial is not None)
+        return Attachment(specs, unsupported, framework(), self.ranks.unseen, initial=initial)
 
     def _compare(self) -> None:
         """Compare what all ranks evaluated with, or say anew why that is not seen."""

@@ -31,7 +31,8 @@ FINAL_SECONDS = 10.0
 def attachment(tap: Tap) -> Attachment:
     """Return what a tap found on a built model."""
     specs = tuple(watched.spec() for watched in tap.layers)
-    return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen())
+    initial = tuple(watched.path for watched in tap.layers if watched.updates == 0)
+    return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), initial=initial)
 
 
 class Attached:

@@ -44,7 +44,7 @@ from bnwatch.render import SCHEMA, diagnosis_json, json_number
 from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cells
 
@@ -119,6 +119,13 @@ class RecordedCells:
     missing: str | None = None
     seconds: float = 0.0
 
+    def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
+        """Yield the rows that were measured."""
+        if self.training:
+            yield "training", self.training
+        if self.evaluation:
+            yield "evaluation", self.evaluation
+
 
 def digest(text: str) -> str:
     """Return a short digest that is safe in a tag."""
@@ -137,6 +144,7 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
         "unsupported": dict(attachment.unsupported),
         "unseen": attachment.unseen,
         "unrestored": list(attachment.unrestored),
+        "initial": list(attachment.initial),
     }
 
 
@@ -422,6 +430,7 @@ def parse_attachment(data: object) -> Attachment:
         framework=attachment.text("framework"),
         unseen=attachment.maybe_text("unseen"),
         unrestored=attachment.maybe_texts("unrestored"),
+        initial=attachment.maybe_texts("initial"),
     )
 
 
