@@ -203,11 +203,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     @staticmethod
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
         step = trainer.updater.iteration
+        inferred = [layer for layer, when in session.tap.inferred if when in {_UPDATE, _TRAINED}]
         calls, outside = clock.close([call for call, _ in session.tap.take()])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
-        session.end_step(calls, step, _epoch(trainer.updater))
+        session.end_step(calls, step, _epoch(trainer.updater), inferred)
         if report.evaluated:
             session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
 

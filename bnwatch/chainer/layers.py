@@ -25,6 +25,7 @@ class Layer:
         link: the link.
         initial: mean and variance that the running statistics started from; None when they had moved before.
         updates: how often the running statistics were updated since the watch was attached.
+        inferred: it was seen to normalize with its running statistics.
         replicas: the same link in the copies of the model that are trained beside it, by their number, from 1.
     """
 
@@ -32,6 +33,7 @@ class Layer:
     link: Any
     initial: tuple[float, float] | None
     updates: int = 0
+    inferred: bool = False
     replicas: dict[int, Layer] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,7 @@ class Layers:
         return {
             layer.path: f"{type(layer.link).__name__}: {reason}"
             for layer in self.watched
-            if not layer.updates and not isinstance(layer.link, L.BatchNormalization)
+            if not (layer.updates or layer.inferred) and not isinstance(layer.link, L.BatchNormalization)
         }
 
     def normalized_elsewhere(self, running_mean: Any) -> None:

@@ -119,7 +119,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         with self.watch.guard("starting"):
             clock = _LoopClock(self._optimizer, self._listen)
             self._session = session = Session(self.watch, self._models, clock, ranks=self._ranks)
-            session.tap.watch_backward()
+            session.differentiates = True
             session.start()
             self._listen()
         self._ranks.retire(self.watch)
@@ -197,12 +197,13 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
 
     @staticmethod
     def _end_step(session: Session) -> None:
+        inferred = [layer for layer, _ in session.tap.inferred]
         taken = session.tap.take()
         calls = [call for call, differentiated in taken if differentiated]
         if not calls:
             calls = [call for call, _ in taken if call.when is not None]
         calls = [call for call in calls if call.when == calls[-1].when]
-        session.end_step(calls, session.step + 1, session.epoch)
+        session.end_step(calls, session.step + 1, session.epoch, inferred)
 
 
 def _models(model: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from bnwatch.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
@@ -50,6 +50,7 @@ class Session:
     Attributes:
         plan: returns the training steps of an epoch, and the epochs that are to come after that many steps; None where
             unknown.
+        differentiates: tell on every step which calls are differentiated; else on those that are sampled.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Session:
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
         self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
+        self.differentiates = False
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
@@ -132,8 +134,8 @@ class Session:
             found.update(array.tobytes())
         return found.hexdigest()
 
-    def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
-        """End a step whose update made these calls."""
+    def end_step(self, calls: Sequence[Call], step: int, epoch: int, inferred: Collection[int] = ()) -> None:
+        """End a step whose update made these calls, and differentiated ``inferred`` layers with running statistics."""
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
@@ -141,7 +143,8 @@ class Session:
         self._connect(own)
         self.passes.end_step([call.layer for call in own])
         if self.tap.sampled:
-            self._observe(calls)
+            idle = set(inferred) - {call.layer for call in own}
+            self._observe(calls, tuple(self.layers.watched[index].path for index in sorted(idle)))
         self._prepare()
 
     def end_evaluation(
@@ -205,6 +208,7 @@ class Session:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
+        self.tap.watch_backward(wanted=self.differentiates or self.tap.sampled)
         if self.tap.sampled:
             known = len(self.layers.watched)
             self.layers.refresh()
@@ -255,7 +259,7 @@ class Session:
         seen = Counter(self.layers.watched[call.layer].path for call in calls)
         return seen != Counter({usage.path: len(usage.places) for usage in known.layers if usage.places})
 
-    def _observe(self, calls: Sequence[Call]) -> None:
+    def _observe(self, calls: Sequence[Call], idle: tuple[str, ...]) -> None:
         records = self._records([call for call in calls if call.mean is not None])
         snapshot = StepSnapshot(
             step=self.step,
@@ -264,6 +268,7 @@ class Session:
             accuracy=self.accuracy.read(),
             loss=self.loss.read(),
             examples=self._seen_examples,
+            idle=idle,
         )
         self.watch.observe(snapshot)
         self._compare()

@@ -128,6 +128,8 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
+            that is sampled, each with the clock's time of the call.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
@@ -139,6 +141,8 @@ class Tap(chainer.FunctionHook):
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
         self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._inferring: weakref.WeakKeyDictionary[Any, tuple[int, Hashable | None]] = weakref.WeakKeyDictionary()
+        self.inferred: list[tuple[int, Hashable | None]] = []
         self._differentiated: set[int] = set()
         self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
@@ -173,9 +177,12 @@ class Tap(chainer.FunctionHook):
         else:
             self.__dict__.pop("forward_preprocess", None)
 
-    def watch_backward(self) -> None:
-        """Tell calls that are differentiated from those that are not."""
-        self.backward_preprocess = self._backward
+    def watch_backward(self, *, wanted: bool) -> None:
+        """Tell calls that are differentiated from those that are not, or stop."""
+        if wanted:
+            self.backward_preprocess = self._backward
+        else:
+            self.__dict__.pop("backward_preprocess", None)
 
     def take(self) -> list[tuple[Call, bool]]:
         """Return the calls since the last time, each with whether it was differentiated, and forget them."""
@@ -187,6 +194,7 @@ class Tap(chainer.FunctionHook):
         """Forget the calls, and with them every array of the step."""
         self._calls, self._differentiated, self._replica = [], set(), 0
         self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
+        self._inferring, self.inferred = weakref.WeakKeyDictionary(), []
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -211,6 +219,9 @@ class Tap(chainer.FunctionHook):
         number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
+        inferring = self._inferring.get(node)
+        if inferring is not None:
+            self.inferred.append(inferring)
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
         if node.running_mean is None:
@@ -222,9 +233,15 @@ class Tap(chainer.FunctionHook):
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
         self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"), ranks)
 
-    def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:
-        if self._layers.find(inputs[3]) is not None:
-            self._passes.evaluating()
+    def _fixed(self, node: Any, inputs: tuple[Any, ...]) -> None:
+        found = self._layers.find(inputs[3])
+        if found is None:
+            return
+        self._passes.evaluating()
+        index, replica = found
+        self._layers.at(*found).inferred = True
+        if self.sampled and not replica and chainer.config.enable_backprop:
+            self._inferring[node] = index, self._clock.now(trained=True)
 
     def _adapter(self, node: Any, inputs: tuple[Any, ...]) -> None:
         function = node.function
