@@ -133,6 +133,15 @@ class Layers:
             if not (layer.updates or layer.inferred) and not isinstance(layer.link, L.BatchNormalization)
         }
 
+    def unrestored(self) -> tuple[str, ...]:
+        """Return the layers whose running statistics are initial now, while their scale or offset are trained."""
+        return tuple(
+            layer.path
+            for layer in self.watched
+            if _initial(layer.link) is not None
+            and any(_is_trained(getattr(layer.link, name, None)) for name in ("gamma", "beta"))
+        )
+
     def normalized_elsewhere(self, running_mean: Any) -> None:
         """See a batch normalization by no link of these models: worth a word where there is nothing else."""
         if not self.watched:
@@ -207,6 +216,15 @@ def _initial(link: Any) -> tuple[float, float] | None:
         return None
     values = float(mean[0]), float(var[0])
     return values if mean.size > 1 or values == (0.0, 1.0) else None
+
+
+def _is_trained(parameter: Any) -> bool:
+    """Return whether a parameter that began the same in all channels is not so now."""
+    array = getattr(parameter, "array", None)
+    if array is None or _constant(getattr(parameter, "initializer", None), 0.0) is None:
+        return False
+    (values,) = to_host([array])
+    return bool((values != values.flat[0]).any())
 
 
 def _constant(initializer: Any, default: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnwatch.chainer.arrays import Average, collect, to_float
+from bnwatch.chainer.changes import Changes
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -75,6 +76,8 @@ class Session:
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
+        self.changes = Changes(self.layers)
+        self._unrestored: tuple[str, ...] = ()
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
         self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
@@ -97,6 +100,8 @@ class Session:
             self.tap.trace = Trace(self._failed)
         elif (known.steps_per_epoch, known.epochs) != (plan := self.plan(self._first)):
             self.watch.structured(replace(known, steps_per_epoch=plan[0], epochs=plan[1]))
+        self._unrestored = self.layers.unrestored()
+        self.changes.begin(self.step)
         self.tap.enter()
         self._prepare()
 
@@ -141,11 +146,18 @@ class Session:
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
         own = [call for call in calls if not call.replica]
         self._connect(own)
+        self.changes.trained(call.layer for call in own)
         self.passes.end_step([call.layer for call in own])
         if self.tap.sampled:
             idle = set(inferred) - {call.layer for call in own}
             self._observe(calls, tuple(self.layers.watched[index].path for index in sorted(idle)))
         self._prepare()
+
+    def updated(self, step: int, *, expected: bool = False) -> None:
+        """Read what the update of a step left, where that is worth its cost: an evaluation is to follow."""
+        if expected or self.changes.due(step):
+            self.changes.left(step)
+            self.tap.called = self.changes.called
 
     def end_evaluation(
         self,
@@ -161,7 +173,12 @@ class Session:
             self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
-        paths = [self.layers.watched[call.layer].path for call in batch_calls]
+        outcome = self.changes.evaluated(self.step)
+        layers = dict.fromkeys(call.layer for call in batch_calls)
+        paths = tuple(self.layers.watched[index].path for index in layers)
+        moved = outcome.moved
+        if moved is None:
+            moved = {self.layers.watched[call.layer].path for call in batch_calls if call.decay < 1.0}
         record = EvaluationRecord(
             step=self.step,
             epoch=self.epoch,
@@ -173,7 +190,10 @@ class Session:
             train_examples=self._seen_examples,
             classes=tally.classes,
             majority=tally.majority,
-            batch_statistics=tuple(dict.fromkeys(paths)),
+            batch_statistics=paths,
+            moved=tuple(layer.path for layer in self.layers.watched if layer.path in moved),
+            still=outcome.still,
+            swapped=outcome.swapped,
         )
         self.accuracy.clear()
         self.loss.clear()
@@ -219,6 +239,8 @@ class Session:
         if self._opened:
             return
         self._opened = True
+        if not any(layer.updates for layer in self.layers.watched):  # parameters may have been loaded since
+            self._unrestored = self.layers.unrestored()
         self.watch.open(self._attachment(calls))
 
     def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
@@ -228,7 +250,7 @@ class Session:
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
         unsupported = {**self.layers.unsupported, **unseen}
         initial = tuple(layer.path for layer in watched if layer.initial is not None)
-        return Attachment(specs, unsupported, framework(), self.ranks.unseen, initial=initial)
+        return Attachment(specs, unsupported, framework(), self.ranks.unseen, self._unrestored, initial)
 
     def _compare(self) -> None:
         """Compare what all ranks evaluated with, or say anew why that is not seen."""

@@ -74,11 +74,14 @@ class Call(NamedTuple):
         return self.layer, self.replica
 
 
+OUTSIDE = "outside"
+
+
 class Clock(Protocol):
     """Tells calls of an update from those of an evaluation."""
 
     def now(self, *, trained: bool) -> Hashable | None:
-        """Return something that is the same all through an update; None outside of one.
+        """Return something that is the same all through an update; None or `OUTSIDE` outside of one.
 
         ``trained`` says that the call is to be differentiated, now or in the recomputation of `F.forget`.
         """
@@ -128,6 +131,7 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        called: is shown the next call of a layer, and whether it is of a training step; once.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
     """
@@ -136,6 +140,7 @@ class Tap(chainer.FunctionHook):
         self.name = f"bnwatch-{next(_numbers)}"
         self.communicates = self.sampled = False
         self.rows = 0
+        self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
@@ -240,6 +245,7 @@ class Tap(chainer.FunctionHook):
         self._passes.evaluating()
         index, replica = found
         self._layers.at(*found).inferred = True
+        self._show(training=False)
         if self.sampled and not replica and chainer.config.enable_backprop:
             self._inferring[node] = index, self._clock.now(trained=True)
 
@@ -273,11 +279,13 @@ class Tap(chainer.FunctionHook):
         x, function = inputs[0], function_of(node)
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
+        when = self._clock.now(trained=differentiable or recomputed)
+        self._show(training=when not in {None, OUTSIDE})
         self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
                 index,
-                self._clock.now(trained=differentiable or recomputed),
+                when,
                 x.shape[0],
                 x.size // inputs[1].size * ranks,
                 function.eps,
@@ -294,6 +302,11 @@ class Tap(chainer.FunctionHook):
                 self.trace.normalized(self._calls[-1], function)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
+
+    def _show(self, *, training: bool) -> None:
+        called, self.called = self.called, None
+        if called is not None:
+            called(training=training)
 
     def _scored(self, node: Any, inputs: tuple[Any, ...]) -> None:
         kind = function_type(node)
