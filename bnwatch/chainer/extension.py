@@ -49,6 +49,11 @@ class _TrainerClock:
             return None
         return _UPDATE if trainer.updater.iteration == self._began else _TRAINED if trained else OUTSIDE
 
+    @property
+    def fresh(self) -> bool:
+        """Return whether no iteration has ended."""
+        return self._closed is None
+
     def close(self, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
         """End an iteration, and return which of its calls were made in the update and which in evaluations."""
         self._began, self._closed = self._trainer.updater.iteration, self._trainer.observation
@@ -242,6 +247,14 @@ class BatchNormWatch(Verdict, extension.Extension):
         if report.evaluated:
             session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
 
+    def _end_untrained(self, trainer: Any, session: Session) -> None:
+        """Record the evaluation that an evaluator made before a training of no iteration."""
+        if self.watch.enabled and self._clock is not None and self._clock.fresh and self._evaluators is not None:
+            report = self._evaluators.report(trainer.observation)
+            if report.evaluated:
+                calls = [call for call, _ in session.tap.take()]
+                session.end_evaluation(calls, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+
     def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
         """Remember that training was cut off: no last experiment."""
         self._failed = True
@@ -249,13 +262,14 @@ class BatchNormWatch(Verdict, extension.Extension):
     def finalize(self) -> None:
         """Conclude: the last experiment unless training was cut off, and the summary."""
         _waiting.discard(self)
-        session, self._session, self._trainer = self._session, None, None
+        session, trainer, self._session, self._trainer = self._session, self._trainer, None, None
         cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         try:
             with self.watch.guard("ending the training"):
                 self._listen_no_longer()
             with self.watch.guard("ending the training"):
                 if session is not None:
+                    self._end_untrained(trainer, session)
                     session.finish(complete=not cut_off and self.watch.enabled)
             with self.watch.guard("leaving the other ranks"):
                 self._ranks.leave(0, None, wait=not cut_off)
