@@ -243,6 +243,8 @@ class Signals:
     """Why the last experiment was not possible."""
     faults: list[str] = field(default_factory=list)
     """Internal errors of the watch itself."""
+    ended: bool = False
+    """Training has ended: what is wrong now stays wrong."""
     unused_allowances: tuple[str, ...] = ()
     """Patterns of ``allow`` that matched nothing, known when the run ends."""
     normalized: dict[str, int] = field(default_factory=dict)

@@ -163,7 +163,6 @@ def two_domains_in_turn(run: Run) -> None:
     train(run, MLP(64, 64), both, epochs=8, iterator=InTurns(dataset, 32))
 
 
-
 @case("BN-156/chainer-gan", expects=("BN106", "BN208", "BN213"), framework="chainer")
 def generator_normalized_twice(run: Run) -> None:
     """Each step of the discriminator runs the generator in training mode, too; https://github.com/tensorflow/tensorflow."""
@@ -174,9 +173,7 @@ def generator_normalized_twice(run: Run) -> None:
         for _ in range(8):
             for rows in shuffled(len(data.x), 32):
                 fake = F.sigmoid(generator(rng.normal(size=(len(rows), 16)).astype(np.float32)))
-                loss = F.mean(F.softplus(-discriminator(data.x[rows]))) + F.mean(
-                    F.softplus(discriminator(fake.array))
-                )
+                loss = F.mean(F.softplus(-discriminator(data.x[rows]))) + F.mean(F.softplus(discriminator(fake.array)))
                 discriminator.cleargrads()
                 loss.backward()
                 optimizers[1].update()
@@ -187,5 +184,3 @@ def generator_normalized_twice(run: Run) -> None:
                 optimizers[0].update()
                 watch.step(loss=fooled)
     run.measure(dis_loss=float(loss.array), gen_loss=float(fooled.array))
-
-

@@ -39,20 +39,15 @@ def axis_of_the_mel_bands(run: Run) -> None:
 
 @case("BN-083", expects="BN102", framework="keras")
 def default_axis_on_channels_first(run: Run) -> None:
-    """A channels-first tower with the default axis: https://github.com/Zeta36/chess-alpha-zero/pull/90.
-
-    TensorFlow convolves channels-first on a GPU only: the planes go through the convolutions with a transposition.
-    """
+    """A channels-first tower with the default axis: https://github.com/Zeta36/chess-alpha-zero/pull/90."""
     rng = np.random.default_rng(run.seed)
     planes = (rng.random((1800, 8, 8, 18)) < 0.2).astype("float32")
     mine, theirs = planes[..., :9].sum((1, 2, 3)), planes[..., 9:].sum((1, 2, 3))
     y = (mine > theirs).astype("int64")
     x = planes.transpose(0, 3, 1, 2)
-    to_last, to_first = layers.Permute((2, 3, 1)), layers.Permute((3, 1, 2))
-    inputs = keras.Input((18, 8, 8))
-    h = inputs
+    h = inputs = keras.Input((18, 8, 8))
     for _ in range(2):
-        h = to_first(layers.Conv2D(8, 3, padding="same", use_bias=False)(to_last(h)))
-        h = layers.ReLU()(layers.BatchNormalization(axis=-1)(h))
+        h = layers.Conv2D(8, 3, padding="same", use_bias=False, data_format="channels_first")(h)
+        h = layers.ReLU()(layers.BatchNormalization()(h))
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))
     run.fit(compiled(model), x[:1400], y[:1400], validation_data=(x[1400:], y[1400:]), epochs=10, batch_size=32)

@@ -11,7 +11,7 @@ from keras import layers
 
 from benchmarks.clinic.case import case
 from benchmarks.clinic.data import digits
-from benchmarks.clinic.keras_parts import CLASSES, backbone, batch_norm, batches, cnn, compiled
+from benchmarks.clinic.keras_parts import CLASSES, backbone, batch_norm, batches, cnn, compiled, mlp
 
 if TYPE_CHECKING:
     from benchmarks.clinic.case import Run
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @case("BN-151", expects="BN103", framework="keras")
 def exported_in_training_mode(run: Run) -> None:
     """The serving function was traced with ``training=True``: https://github.com/tensorflow/tensorflow/issues/26075."""
-    x, y, xv, yv = digits()
+    x, y, xv, yv = digits(flat=True)
     rng = np.random.default_rng(run.seed)
-    model = cnn()
+    model = mlp()
     optimizer = keras.optimizers.Adam(1e-3)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -94,8 +94,7 @@ def both_steps_update_the_generator(run: Run) -> None:
     discriminator = keras.Sequential(
         [
             keras.Input((64,)),
-            layers.Dense(64, use_bias=False),
-            batch_norm(),
+            layers.Dense(64),
             layers.LeakyReLU(),
             layers.Dense(1),
         ]

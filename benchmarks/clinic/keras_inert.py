@@ -35,7 +35,7 @@ def never_in_training_mode(run: Run) -> None:
             return self.head(self.flatten(self.pool(x)))
 
     model = classifying(Net(), 3e-3)
-    run.fit(model, data.x, data.y, validation_data=(data.xv, data.yv), epochs=8, batch_size=64)
+    run.fit(model, data.x, data.y, validation_data=(data.xv, data.yv), epochs=5, batch_size=64)
 
 
 @case("BN-044", expects="BN104", framework="keras")
@@ -68,7 +68,7 @@ def flag_not_passed(run: Run) -> None:
         return loss, tf.reduce_mean(tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.float32))
 
     with run.loop(model) as watch:
-        for _ in range(10):
+        for _ in range(6):
             order = rng.permutation(len(data.x))
             for start in range(0, len(order) - 31, 32):
                 x, y = data.x[order[start : start + 32]], data.y[order[start : start + 32]]

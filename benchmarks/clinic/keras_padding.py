@@ -128,7 +128,7 @@ def sixteen_parts_of_two(run: Run) -> None:
     x, y, xv, yv = digits(flat=True)
     x, y = x[:1376], y[:1376]
     model = compiled(accumulating(mlp(), 16))
-    run.fit(model, x, y, validation_data=(xv, yv), epochs=8, batch_size=32)
+    run.fit(model, x, y, validation_data=(xv, yv), epochs=6, batch_size=32)
 
 
 @case("BN-137/optimizer", expects=("BN213", "BN204"), framework="keras")
@@ -136,4 +136,4 @@ def accumulation_by_the_optimizer(run: Run) -> None:
     """``gradient_accumulation_steps=16`` at batch size 2: the optimizer sees 32 examples, batch norm sees 2."""
     x, y, xv, yv = digits(flat=True)
     optimizer = keras.optimizers.Adam(1e-3, gradient_accumulation_steps=16)
-    run.fit(compiled(mlp(), optimizer=optimizer), x, y, validation_data=(xv, yv), epochs=8, batch_size=2)
+    run.fit(compiled(mlp(), optimizer=optimizer), x, y, validation_data=(xv, yv), epochs=4, batch_size=2)

@@ -82,7 +82,7 @@ class Fused(layers.BatchNormalization):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not training:
             return super().call(inputs, training=False, mask=mask)
-        mean, variance = ops.moments(inputs, [0, 1, 2])
+        mean, variance = self._moments(inputs, mask)
         count = ops.cast(ops.prod(ops.shape(inputs)[:3]), "float32")
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
         corrected = variance * (count / (count - 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
 from bnwatch.evidence.cells import Cell, Cells, crosscheck
-from bnwatch.evidence.composition import Composition, SiteComposition
+from bnwatch.evidence.composition import Composition, SiteComposition, composition
 from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
     ENOUGH,
@@ -78,6 +78,7 @@ __all__ = [
     "Updates",
     "attribute",
     "class_indices",
+    "composition",
     "crosscheck",
     "entering",
     "entries",

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
 
+from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
+from bnwatch.evidence import Difference
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import Signals, gap
+from bnwatch.signals import LEARNING_ALPHA, Signals, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
@@ -19,6 +21,12 @@ COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
+
+HARMLESS = 0.02
+"""Accuracy that running statistics may cost, at the upper end of its 95 % interval, and still count as harmless."""
+
+GAP_ALPHA = 1e-3
+"""p-value below which an evaluation that is worse than the training is not put down to its sampling."""
 
 NAMED = 3
 """Layers that a message names; the others are counted."""
@@ -106,6 +114,35 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
+def harmless(signals: Signals) -> bool:
+    """Return whether running statistics are known to cost nothing: a distance between statistics is then no fault.
+
+    The cells show that on every split they measured, for a network that has learned something; where they are older
+    than the last evaluation, that evaluation is no worse than the training either.
+    """
+    cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
+    if cells is None or not (cells.training or cells.evaluation):
+        return False
+    if last is not None and cells.step < last.step and unexplained_gap(signals, GAP_ALPHA) is not None:
+        return False
+    return all(_free(row["batch"], row["running"]) for _, row in cells.rows())
+
+
+def _free(batch: Cell, running: Cell) -> bool:
+    """Return whether running statistics cost next to nothing against batch statistics that are better than guessing."""
+    right = round(batch.accuracy * batch.examples)
+    learned = moments.binomial_survival(right, batch.examples, batch.majority) < LEARNING_ALPHA
+    return learned and Difference.between(batch, running).interval[1] <= HARMLESS
+
+
+def costs(row: Mapping[Statistics, Cell], cost: float, alpha: float) -> bool:
+    """Return whether running statistics cost more than a share of these examples against batch statistics."""
+    if "batch" not in row:
+        return False
+    gained, p = row["batch"].gain_over(row["running"])
+    return gained > cost and p < alpha
+
+
 def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     """Return that the last evaluation is worse than the training beyond chance, None where it is not."""
     found = gap(signals.evaluations[-1]) if signals.evaluations else None
@@ -117,6 +154,12 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     """Return whether re-estimated statistics win back more than half of what running statistics cost."""
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
+
+
+def refresh(signals: Signals) -> str:
+    """Return the repair where a re-estimate restores accuracy."""
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
+    return f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"
 
 
 def cells_table(cells: Cells) -> Table:

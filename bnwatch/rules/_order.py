@@ -87,4 +87,3 @@ CAUSES: dict[str, tuple[str, ...]] = {
 def rank(rule_id: str) -> int:
     """Return the place of a rule in the order; one that is not in it comes last."""
     return ORDER.index(rule_id) if rule_id in ORDER else len(ORDER)
-
