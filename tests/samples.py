@@ -32,7 +32,9 @@ def attachment(*paths: str) -> Attachment:
         LayerSpec(path, "BatchNormalization", 16, 1e-3, 0.9, bessel_corrected=True, axis=(0,), built_at="model.py:12")
         for path in paths or ("encoder/bn_1", "encoder/bn_2", "bn")
     ]
-    return Attachment(tuple(specs), {"ln": "no running statistics"}, "chainer 7.8.1", unrestored=("bn",), initial=("bn",))
+    return Attachment(
+        tuple(specs), {"ln": "no running statistics"}, "chainer 7.8.1", unrestored=("bn",), initial=("bn",)
+    )
 
 
 def table(
