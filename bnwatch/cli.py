@@ -9,17 +9,21 @@ import argparse
 import difflib
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import bnwatch
 from bnwatch import render
 from bnwatch.diagnosis import Severity
+from bnwatch.engine import ordered
+from bnwatch.replay import parse_thresholds, replay
 from bnwatch.rules import CATALOGUE
 from bnwatch.sinks import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bnwatch.diagnosis import Report
     from bnwatch.rules import Rule
     from bnwatch.sinks.tensorboard import RunRecord
 
@@ -72,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
         default="warning",
         help="exit with 1 on an active diagnosis of this severity or a graver one (default: warning)",
     )
+    report.add_argument("--replay", action="store_true", help="run the rules anew on what was recorded")
+    report.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="RULE.NAME=NUMBER",
+        dest="thresholds",
+        help="with --replay: another threshold, such as BN101.alpha=1e-6",
+    )
     report.set_defaults(run=_report)
 
     rules = commands.add_parser("rules", help="every rule, with its thresholds")
@@ -97,6 +110,7 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         msg = f"cannot read {options.directory!r}: {error.strerror or type(error).__name__}"
         raise _MisuseError(msg) from None
+    runs = [replace(run, report=report) for run, report in zip(runs, _reports(runs, options), strict=True)]
     _SHOW[options.format](runs)
     for run in runs:
         for problem in run.problems:
@@ -104,6 +118,21 @@ def _report(options: argparse.Namespace) -> int:
     limit = Severity.parse(options.fail_on)
     found = any(d.state == "active" and d.severity >= limit for run in runs for d in run.report.diagnoses)
     return FOUND if found else CLEAN
+
+
+def _reports(runs: list[RunRecord], options: argparse.Namespace) -> list[Report]:
+    """Return the reports of the runs, of then or of the rules anew."""
+    if not options.replay:
+        if options.thresholds:
+            msg = "--set changes thresholds of the rules, which run with --replay only"
+            raise _MisuseError(msg)
+        return [replace(run.report, diagnoses=ordered(run.report.diagnoses)) for run in runs]
+    try:
+        thresholds = parse_thresholds(options.thresholds)
+    except ValueError as error:
+        msg = f"--set: {error}"
+        raise _MisuseError(msg) from None
+    return [replay(run, thresholds) for run in runs]
 
 
 def _show_text(runs: list[RunRecord]) -> None:

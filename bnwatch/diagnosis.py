@@ -131,7 +131,7 @@ class Report:
 
     Attributes:
         run: directory of the run, or a name.
-        diagnoses: causes before their consequences, the gravest first.
+        diagnoses: causes before their consequences, in the order of decision.
         skipped: rules that could not look when the run ended, with the reason.
         layers: watched layers.
         sites: call sites seen.

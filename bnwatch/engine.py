@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Diagnosis, Report, Severity, Skipped
-from bnwatch.rules import BEFORE_TRAINING, CATALOGUE
+from bnwatch.rules import BEFORE_TRAINING, CATALOGUE, rank
 from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
@@ -61,8 +61,15 @@ class Allowances:
 class Engine:
     """Holds the state of every diagnosis of one run."""
 
-    def __init__(self, allow: Allowances | None = None, rules: Iterable[Rule] = CATALOGUE) -> None:
+    def __init__(
+        self,
+        allow: Allowances | None = None,
+        rules: Iterable[Rule] = CATALOGUE,
+        thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Begin a run without diagnoses; ``thresholds`` differ from those of the catalogue, by rule id and name."""
         self._allow = allow or Allowances(None)
+        self._thresholds = thresholds or {}
         self._rules = tuple(rules)
         self._diagnoses: dict[str, Diagnosis] = {}
         self._quiet: dict[str, int] = {}
@@ -70,13 +77,8 @@ class Engine:
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """Return every diagnosis in its last state: active first, causes before consequences, gravest first."""
-        return tuple(
-            sorted(
-                self._diagnoses.values(),
-                key=lambda d: (d.state != "active", bool(d.causes), -d.severity, d.step, d.rule),
-            )
-        )
+        """Return every diagnosis in its last state: active first, causes before consequences, in order of decision."""
+        return ordered(self._diagnoses.values())
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -109,7 +111,7 @@ class Engine:
         for rule in self._rules:
             if only not in (None, rule.id):
                 continue
-            outcomes = rule.check(signals)
+            outcomes = rule.check(signals, self._thresholds.get(rule.id))
             skipped = [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
             self._skipped.pop(rule.id, None)
             if skipped:
@@ -165,6 +167,24 @@ class Engine:
             for diagnosis in active.get(rule.id, ()):
                 if diagnosis.causes != causes:
                     self._diagnoses[diagnosis.key] = dataclasses.replace(diagnosis, causes=causes)
+
+
+def ordered(diagnoses: Iterable[Diagnosis]) -> tuple[Diagnosis, ...]:
+    """Return diagnoses as they are to be read: active first, causes before consequences, in order of decision."""
+    return tuple(sorted(diagnoses, key=_place))
+
+
+def _place(diagnosis: Diagnosis) -> tuple[bool, bool, bool, int, int, int, str]:
+    """Return what diagnoses are sorted by: what is merely worth knowing never comes before what is wrong."""
+    return (
+        diagnosis.state != "active",
+        bool(diagnosis.causes),
+        diagnosis.severity < Severity.WARNING,
+        rank(diagnosis.rule),
+        -diagnosis.severity,
+        diagnosis.step,
+        diagnosis.key,
+    )
 
 
 def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,11 +27,14 @@ from bnwatch.evidence import (
     ExperimentNotPossibleError,
     LayerLook,
     Look,
+    Seen,
     SiteComposition,
     SiteCost,
     SiteMoments,
     SiteShift,
+    Updates,
     recalibrate,
+    spread_over,
 )
 from bnwatch.records import (
     Attachment,
@@ -332,6 +335,7 @@ class FakeLaboratory:
         calls: the layer that normalizes at each call site, in the order of the calls.
         bessel_corrected: what the layers are said to keep.
         asked: names of the methods called, in order.
+        updates: of the dense layer, from look to look.
     """
 
     weights: NDArray[np.float64]
@@ -343,6 +347,7 @@ class FakeLaboratory:
     calls: tuple[str, ...] = ("bn",)
     bessel_corrected: bool = False
     asked: list[str] = field(default_factory=list)
+    updates: Updates = field(default_factory=Updates)
 
     @classmethod
     def separable(cls, *, batches: int = 4, size: int = 32, classes: int = 4, seed: int = 0) -> FakeLaboratory:
@@ -437,14 +442,17 @@ class FakeLaboratory:
         finally:
             self.mean, self.var = kept
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
         """Return looks at each call, its ReLU and ``dense``."""
         self.asked.append("look")
         kinds = {"bn": "BatchNormalization", "relu": "ReLU", "dense": "Dense"}
-        return tuple(
+        own = {"dense": [(self.weights.ravel().copy(), self.weights.size)]}
+        moved = {} if step is None else self.updates.since(step, own)
+        layers = (
             LayerLook.of(path, kinds[kind], output, self.gradient if gradients and path == "dense" else None)
             for (path, kind), output in self._forward(batch, "batch")
         )
+        return Seen(tuple(replace(one, update=moved.get(one.path)) for one in layers), spread_over(batch.inputs))
 
     def _forward(
         self,

@@ -54,6 +54,9 @@ DENSE_STEPS = 8
 ENTERING_SHARE = 0.2
 """Share of the time of the cells that goes into what enters each layer: it passes fewer examples, and only twice."""
 
+COMPOSITION_SHARE = 0.2
+"""Share of the time of the cells that goes into how training batches are composed: it passes them up to five times."""
+
 
 class Watch:
     """Watches one training run.
@@ -228,6 +231,7 @@ class Watch:
                 if self._opened and self.enabled:
                     if self.compares and self.signals.replicas is None:
                         self.compare(step=self.signals.step, epoch=self.signals.epoch, judge=False)
+                    self.signals.ended = True
                     self.signals.unused_allowances = tuple(sorted(self._allow.unused))
                     self._judge()
         finally:
@@ -307,6 +311,7 @@ class Watch:
     def open(self, attachment: Attachment) -> None:
         """Say what is watched, when training starts; once more when that has changed."""
         self._start()
+        self.signals.ended = False
         self.signals.attach(attachment)
         self._write(attachment)
         self._judge()
@@ -400,12 +405,15 @@ class Watch:
         """
         if not self.enabled or not self.experiments:
             return
+        self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
-            own = None if seconds is None else ENTERING_SHARE * seconds
-            self._crosscheck(lab, step, epoch, None if own is None or seconds is None else seconds - own)
+            own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))
+            rest = 1.0 - ENTERING_SHARE - COMPOSITION_SHARE
+            self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds)
             self._entering(lab, step, epoch, own)
+            self._composition(lab, step, epoch, mixed)
             self._judge(tell=False)
         if self._engine.needs("attribution") and self._attributed_at != self._cells_at:
             self._attributed_at = self._cells_at
@@ -436,6 +444,19 @@ class Watch:
             self.signals.entering = None
         else:
             self.signals.entering = found
+            self._write(found)
+        finally:
+            progress.clear()
+
+    def _composition(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+        """Measure how training batches are composed; where they are missing, the cells have said so."""
+        budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
+        try:
+            found = evidence.composition(lab, step=step, epoch=epoch, budget=budget, progress=progress)
+        except evidence.ExperimentNotPossibleError:
+            self.signals.composition = None
+        else:
+            self.signals.composition = found
             self._write(found)
         finally:
             progress.clear()

@@ -167,3 +167,55 @@ def test_a_site_that_is_not_called_in_both_is_left_out(monkeypatch):
     found = entering(lab)
     assert found.sites == ()
     assert "fewer than two evaluation batches" in found.untold
+
+
+def held(training, mean, var, *, bessel_corrected=False):
+    lab = laboratory(training, draws(np.random.default_rng(1), [32] * 4))
+    lab.mean, lab.var, lab.bessel_corrected = np.array([mean]), np.array([var]), bessel_corrected
+    return entering(lab).sites[0]
+
+
+def test_what_the_running_statistics_hold_is_compared_with_training_examples():
+    training = draws(np.random.default_rng(0), [32] * 8, mean=1.0, std=2.0)
+    known, mean, var = np.concatenate(training), np.array([1.0, 2.0, 0.0, 1.0]), np.array([4.0, 1.0, 16.0, 4.0])
+    site = held(training, mean, var)
+    expected = np.sqrt(np.mean((known.mean(axis=0) - mean) ** 2 / (var + 1e-3)))
+    assert site.held_shift == pytest.approx(expected)
+    assert site.held_ratio == pytest.approx(stats.gmean(np.sqrt((known.var(axis=0) + 1e-3) / (var + 1e-3))))
+
+
+def test_bessels_correction_is_no_difference():
+    """Batches of 4 keep 4/3 of the variance."""
+    training = draws(np.random.default_rng(0), [4] * 64)
+    plain = held(training, np.zeros(4), np.full(4, 0.75))
+    corrected = held(training, np.zeros(4), np.ones(4), bessel_corrected=True)
+    assert corrected.held_ratio == pytest.approx(plain.held_ratio)
+
+
+def test_layers_without_running_statistics_hold_nothing(monkeypatch):
+    lab = testing.FakeLaboratory.stacked("one", "two")
+    known = {"one": lab.running()["one"]}
+    inputs = lab.inputs
+
+    def after_the_passes(batch, kind):
+        monkeypatch.undo()
+        found = inputs(batch, kind)
+        monkeypatch.setattr(lab, "running", lambda: known)
+        monkeypatch.setattr(lab, "inputs", after_the_passes)
+        return found
+
+    monkeypatch.setattr(lab, "inputs", after_the_passes)
+    one, two = entering(lab).sites
+    assert one.held_shift is not None
+    assert (two.held_shift, two.held_ratio) == (None, None)
+
+
+def test_channels_that_only_evaluation_examples_move_are_awakened():
+    rng = np.random.default_rng(0)
+    training, evaluation = draws(rng, [32] * 4), draws(rng, [32] * 4)
+    for batch in training:
+        batch[:, :2] = 0.5
+    for batch in evaluation:
+        batch[:, 0] = 0.7
+    assert entering(laboratory(training, evaluation)).sites[0].awakened == 1
+    assert entering(laboratory(evaluation, training)).sites[0].awakened == 0

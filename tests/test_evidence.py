@@ -46,7 +46,7 @@ def test_all_cells_measure_the_same_examples(lab):
     assert (cells.step, cells.epoch, cells.classes, cells.missing) == (7, 2, 4, None)
     assert [split for split, _ in cells.rows()] == ["training", "evaluation"]
     for split, row in cells.rows():
-        assert list(row) == ["running", "batch", "population"]
+        assert list(row) == ["running", "batch", *(["reshuffled"] if split == "training" else []), "population"]
         expected = np.concatenate([batch.labels for batch in lab.data[split]])
         for cell in row.values():
             np.testing.assert_array_equal(cell.labels, expected)
@@ -85,9 +85,10 @@ def test_time_bounds_the_first_pass_and_pairs_the_rest(lab, monkeypatch):
     clock = timed(lab, 1.0, monkeypatch)
     cells = crosscheck(lab, budget=Budget(seconds=18.0, enough=0, clock=clock))
     sizes = {split: {cell.examples for cell in row.values()} for split, row in cells.rows()}
-    # The first batch does not count; a third of a half of 18 seconds is passed four batches later.
-    assert sizes == {"training": {100}, "evaluation": {20}}
-    assert cells.seconds == 17.0
+    # The first batch does not count; a seventh of 18 seconds is passed three batches later, four sevenths are passed
+    # when the evaluation examples have had one batch.
+    assert sizes == {"training": {80}, "evaluation": {20}}
+    assert cells.seconds == 18.0
     for _, row in cells.rows():
         np.testing.assert_array_equal(row["batch"].labels, row["running"].labels)
 
@@ -126,12 +127,14 @@ def test_progress_rises_to_its_total(lab, monkeypatch, seconds):
     assert all(n <= total for _, n, total in seen)
     assert [entry[2] for entry in seen] == sorted((entry[2] for entry in seen), reverse=True)
     assert list(dict.fromkeys(entry[0] for entry in seen)) == [
-        f"{split} data, {statistics} statistics"
-        for split, statistics in (
-            ("training", "running"), ("training", "batch"), ("evaluation", "running"), ("evaluation", "batch"),
-            ("training", "population"), ("evaluation", "population"),
-        )
-    ]  # fmt: skip
+        "training data, running statistics",
+        "training data, batch statistics",
+        "training data, random batches",
+        "evaluation data, running statistics",
+        "evaluation data, batch statistics",
+        "training data, population statistics",
+        "evaluation data, population statistics",
+    ]
 
 
 def test_everything_is_restored_also_when_a_pass_fails(lab, monkeypatch):
@@ -149,7 +152,7 @@ def test_everything_is_restored_also_when_a_pass_fails(lab, monkeypatch):
         crosscheck(lab)
     assert lab.mean.tolist() == [0.0] * 4
     assert lab.var.tolist() == [1.0] * 4
-    assert len(calls) == 25
+    assert len(calls) == 31
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
@@ -160,7 +163,38 @@ def test_one_split_alone_is_measured_and_the_other_said_to_be_missing(lab, split
     assert [name for name, _ in cells.rows()] == [split]
     assert cells.missing == f"no {other} examples"
     measured = set(cells.training or cells.evaluation)
-    assert measured == ({"running", "batch", "population"} if split == "training" else {"running", "batch"})
+    beyond = {"population", "reshuffled"} if split == "training" else set()
+    assert measured == {"running", "batch"} | beyond
+
+
+def test_reshuffled_batches_are_random_and_their_predictions_come_in_the_order_of_the_others(lab):
+    """Batches of one class: what tells the classes apart is in the batch mean, and so is lost in them alone."""
+    labels = np.concatenate([batch.labels for batch in lab.data["training"]])
+    inputs = np.concatenate([batch.inputs for batch in lab.data["training"]])
+    pure = [Examples(inputs[labels == n], labels[labels == n], "training") for n in range(4)]
+    lab.data = {"training": pure}
+    row = crosscheck(lab).training
+    assert row["reshuffled"].accuracy == 1.0
+    assert row["batch"].accuracy < 0.6
+    np.testing.assert_array_equal(row["reshuffled"].labels, row["batch"].labels)
+    np.testing.assert_array_equal(row["reshuffled"].predicted, np.repeat(np.arange(4), 30))
+
+
+def test_examples_that_cannot_be_taken_apart_leave_the_other_cells(lab, monkeypatch):
+    def refuse(_batches, _order):
+        msg = "examples of different shapes"
+        raise ExperimentNotPossibleError(msg)
+
+    monkeypatch.setattr(lab, "reshuffled", refuse)
+    seen = []
+    cells = crosscheck(lab, progress=lambda *a: seen.append(a))
+    assert set(cells.training) == {"running", "batch", "population"}
+    assert seen[-1][1] == seen[-1][2]
+
+
+def test_one_batch_has_no_other_composition(lab):
+    lab.data = {"training": lab.data["training"][:1]}
+    assert "reshuffled" not in crosscheck(lab).training
 
 
 def test_no_examples_at_all(lab):

@@ -130,6 +130,8 @@ def test_cells_come_back_example_by_example(tmp_path):
             name: cell.predicted.tolist() for name, cell in same.items()
         }
         assert row["batch"].gain_over(row["running"]) == same["batch"].gain_over(same["running"])
+    assert watch.signals.composition is not None
+    assert again.signals.composition == watch.signals.composition
 
 
 def test_an_allowance_that_matched_before_is_used(tmp_path):

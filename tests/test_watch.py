@@ -597,7 +597,7 @@ def test_an_attribution_that_is_not_possible_leaves_the_diagnosis_and_says_so(mo
     assert [s.needs for s in watch.skipped if s.rule == "BN301"] == ["attribution"]
 
 
-def test_what_enters_is_measured_with_the_cells_in_its_share_of_the_time(monkeypatch):
+def test_what_enters_and_what_batches_are_made_of_is_measured_with_the_cells_in_their_shares_of_the_time(monkeypatch):
     given = {}
 
     def noted(name):
@@ -608,6 +608,7 @@ def test_what_enters_is_measured_with_the_cells_in_its_share_of_the_time(monkeyp
 
     noted("crosscheck")
     noted("entering")
+    noted("composition")
     lab = testing.FakeLaboratory.stacked("bn")
     for batch in lab.data["evaluation"]:
         batch.inputs[...] *= 16.0
@@ -615,11 +616,15 @@ def test_what_enters_is_measured_with_the_cells_in_its_share_of_the_time(monkeyp
     with Watch(None, every=1, on_diagnosis="log", sinks=[kept]) as watch:
         suspicious(watch)
         experiment(watch, lab, seconds=10.0)
-    assert given == {"crosscheck": 8.0, "entering": 2.0}
+    assert given == pytest.approx({"crosscheck": 6.0, "entering": 2.0, "composition": 2.0})
     (entering,) = kept.of(evidence.Entering)
     assert watch.signals.entering is entering
     assert entering.step == watch.signals.cells.step
     assert entering.sites[0].std_ratio == pytest.approx(16.0, rel=0.05)
+    (composition,) = kept.of(evidence.Composition)
+    assert watch.signals.composition is composition
+    assert composition.step == watch.signals.cells.step
+    assert composition.batches == 6
 
 
 def test_without_training_examples_what_enters_is_not_known():
@@ -629,6 +634,7 @@ def test_without_training_examples_what_enters_is_not_known():
         suspicious(watch)
         experiment(watch, lab)
     assert watch.signals.entering is None
+    assert watch.signals.composition is None
     assert any(s.rule == "BN304" for s in watch.skipped)
 
 

@@ -145,7 +145,10 @@ def fingerprint(one: Case) -> str:
     """Return a hash of the code that the outcome of a case depends on."""
     others = tuple(ROOT / "bnwatch" / name for name in FRAMEWORKS if name != one.framework)
     sources = [path for path in sorted(ROOT.glob("bnwatch/**/*.py")) if not any(o in path.parents for o in others)]
-    sources += [HERE / f"{name}.py" for name in ("case", "data", "peers", f"{one.framework}_nets", one.module)]
+    sources += [
+        HERE / f"{name}.py"
+        for name in ("case", "data", "peers", f"{one.framework}_nets", f"{one.framework}_parts", one.module)
+    ]
     digest = hashlib.sha256()
     for path in filter(Path.is_file, sources):
         digest.update(path.read_bytes() + b"\0")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ENOUGH = 2000
 """Examples a split that are worth keeping."""
 
+COMPOSED = 32
+"""Training batches that are worth keeping whatever they hold: how they are composed shows in their number."""
+
 _BATCHES = 64
 _BYTES = 128 * 2**20
 
@@ -56,21 +59,23 @@ class _Pass:
 
 
 class KeptExamples:
-    """Keeps whole batches, bounded in number and in bytes; while none are wanted it costs nothing."""
+    """Keeps whole batches, bounded in number and in bytes; while none are wanted it costs nothing.
 
-    def __init__(self) -> None:
+    Attributes:
+        wanted: another batch would be kept.
+        reason: why there are none.
+    """
+
+    def __init__(self, least: int = 1) -> None:
+        """Begin to keep ``least`` batches, if there is room for them, and as many more as make up `ENOUGH` examples."""
         self._batches: deque[Examples] = deque()
-        self._due = 0
+        self._least, self._renewed = least, 0
+        self.wanted = False
         self.reason = ""
 
     def renew(self) -> None:
         """Take in as many examples again, each batch in place of the oldest."""
-        self._due = ENOUGH
-
-    @property
-    def wanted(self) -> bool:
-        """Return whether another batch would be kept."""
-        return self._due > 0
+        self.wanted, self._renewed = True, 0
 
     def add(self, batch: Examples | str) -> None:
         """Keep a batch, or the reason why there is none."""
@@ -78,16 +83,19 @@ class KeptExamples:
             self.reason = batch
             return
         self._batches.append(batch)
-        self._due -= len(batch.labels)
+        self._renewed += 1
         while len(self._batches) > 1 and self._too_much():
             self._batches.popleft()
-        if len(self._batches) >= _BATCHES:
-            self._due = 0
+        self.wanted = self._renewed <= len(self._batches) and not self._enough(len(self._batches) - self._renewed)
 
     def _too_much(self) -> bool:
-        rest = sum(len(batch.labels) for batch in self._batches) - len(self._batches[0].labels)
-        held = sum(size_of(batch.inputs) for batch in self._batches)
-        return len(self._batches) > _BATCHES or rest >= ENOUGH or held > _BYTES
+        return self._enough(1) or sum(size_of(batch.inputs) for batch in self._batches) > _BYTES
+
+    def _enough(self, first: int) -> bool:
+        """Return whether the batches from the ``first`` on are all that is worth keeping."""
+        batches = list(self._batches)[first:]
+        examples = sum(len(batch.labels) for batch in batches)
+        return len(batches) >= _BATCHES or (len(batches) >= self._least and examples >= ENOUGH)
 
     def newest(self, limit: int) -> Sequence[Examples]:
         """Return whole batches of at most ``limit`` examples, one at least, in the order they came; none if none."""
@@ -112,7 +120,7 @@ class ForwardPasses:
 
     def __init__(self, models: Sequence[Any], *, eager: bool) -> None:
         self.eager = eager
-        self.training, self.evaluation = KeptExamples(), KeptExamples()
+        self.training, self.evaluation = KeptExamples(COMPOSED), KeptExamples()
         self.sampled = False
         self._stack = Stack(list(models))
         self._current: _Pass | None = None

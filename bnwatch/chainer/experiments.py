@@ -12,12 +12,12 @@ from chainer import backend
 
 from bnwatch import evidence
 from bnwatch.chainer.arrays import array_of, to_host
-from bnwatch.chainer.forward import ForwardCall, Kept, model_call
+from bnwatch.chainer.forward import ForwardCall, Kept, model_call, rearranged
 from bnwatch.chainer.layers import Layers, axes_of
 from bnwatch.chainer.looks import look_through
 from bnwatch.chainer.quiet import batch_statistics, replaced, statistics_of, undisturbed
 from bnwatch.chainer.scores import scores_of
-from bnwatch.evidence import PROBE_BATCH, Examples, ExperimentNotPossibleError, SiteMoments, class_indices
+from bnwatch.evidence import PROBE_BATCH, Examples, ExperimentNotPossibleError, Seen, SiteMoments, class_indices
 from bnwatch.moments import Moments
 from bnwatch.records import CallSite
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Attribution, Cells, LayerLook, Localisation, MeanAndVariance, Recalibration, Split
+    from bnwatch.evidence import Attribution, Cells, Localisation, MeanAndVariance, Recalibration, Split
     from bnwatch.records import LayerSpec
 
     Data = tuple[Any, Any]
@@ -63,9 +63,15 @@ class ChainerLaboratory:
             raise ExperimentNotPossibleError(msg)
 
     def reshuffled(self, batches: Sequence[Examples], order: NDArray[np.intp]) -> Sequence[Examples]:
-        """Return the same examples in another order, in batches of the same sizes."""
-        msg = f"{len(batches)} batches of {len(order)} examples cannot be taken apart"
-        raise ExperimentNotPossibleError(msg)
+        """Return the same examples in another order, in batches of the same sizes.
+
+        Raises:
+            ExperimentNotPossibleError: the model is called with something else than arrays of one row an example.
+        """
+        rows = [len(batch.labels) for batch in batches]
+        calls = rearranged([batch.inputs for batch in batches], rows, order)
+        labels = np.split(np.concatenate([batch.labels for batch in batches])[order], np.cumsum(rows)[:-1])
+        return [Examples(call, own, batch.origin) for call, own, batch in zip(calls, labels, batches, strict=True)]
 
     def outputs(
         self, batch: Examples, statistics: Literal["batch", "running"], other: Collection[CallSite] = ()
@@ -133,10 +139,10 @@ class ChainerLaboratory:
                     scores_of(batch.inputs, len(batch.labels))
             yield
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:  # noqa: ARG002
         """Return what every function gives on one batch under batch statistics, in the order of execution."""
         with undisturbed(self._models), _refusals(), batch_statistics(self._layers.links):
-            return look_through(self._paths, batch, gradients=gradients)
+            return Seen(look_through(self._paths, batch, gradients=gradients))
 
 
 def _run(batch: Examples) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dis
 import inspect
+import itertools
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -18,8 +19,10 @@ import numpy as np
 from chainer import backend
 
 from bnwatch.chainer.arrays import to_host
+from bnwatch.evidence import ExperimentNotPossibleError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import CodeType, FrameType
 
 _LINK_CALL = chainer.Link.__call__.__code__
@@ -91,6 +94,54 @@ def size_of(value: Any) -> int:
         return size_of(value.args) + size_of(value.kwargs)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return sum(map(size_of, parts))
+
+
+def rearranged(calls: Sequence[ForwardCall], rows: Sequence[int], order: np.ndarray[Any, Any]) -> list[ForwardCall]:
+    """Return calls with the same examples in another order, each with as many as before.
+
+    Arrays with a row for each example are taken apart, and lists with a part for each; what else the model is called
+    with must be the same in every call.
+
+    Args:
+        calls: with kept arguments.
+        rows: examples of each.
+        order: a permutation: the n-th example of the result is number ``order[n]`` of the calls in turn.
+
+    Raises:
+        ExperimentNotPossibleError: the calls cannot be taken apart.
+    """
+    ends = np.cumsum(rows)
+    if len(order) != ends[-1] or any((c.link, c.method) != (calls[0].link, calls[0].method) for c in calls):
+        msg = "the batches went to the model in different ways, so that they cannot be taken apart"
+        raise ExperimentNotPossibleError(msg)
+    parts = [order[end - count : end] for count, end in zip(rows, ends, strict=True)]
+    args = _rearranged([call.args for call in calls], rows, parts)
+    kwargs = _rearranged([call.kwargs for call in calls], rows, parts)
+    return [ForwardCall(calls[0].link, calls[0].method, *own) for own in zip(args, kwargs, strict=True)]
+
+
+def _rearranged(values: Sequence[Any], rows: Sequence[int], parts: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+    """Return one argument of all calls, or a part of it, for the examples of each call."""
+    first, kinds = values[0], {type(value) for value in values}
+    if len(kinds) == 1 and isinstance(first, Kept):
+        arrays = [value.array for value in values]
+        alike = len({(array.shape[1:], array.dtype) for array in arrays}) == 1
+        if alike and all(array.ndim and len(array) == count for array, count in zip(arrays, rows, strict=True)):
+            together = np.concatenate(arrays)
+            return [replace(value, array=together[part]) for value, part in zip(values, parts, strict=True)]
+    elif kinds == {list} and all(len(value) == count for value, count in zip(values, rows, strict=True)):
+        each = list(itertools.chain.from_iterable(values))
+        return [[each[number] for number in part] for part in parts]
+    elif kinds == {dict} and len({tuple(value) for value in values}) == 1:
+        columns = [_rearranged([value[name] for value in values], rows, parts) for name in first]
+        return [dict(zip(first, own, strict=True)) for own in zip(*columns, strict=True)] if columns else list(values)
+    elif len(kinds) == 1 and isinstance(first, list | tuple) and len({len(value) for value in values}) == 1:
+        columns = [_rearranged(column, rows, parts) for column in zip(*values, strict=True)]
+        return [type(first)(own) for own in zip(*columns, strict=True)] if columns else list(values)
+    elif kinds <= {bool, int, float, str, type(None)} and all(value == first for value in values):
+        return list(values)
+    msg = "the model is called with something else than arrays of one row an example, which cannot be taken apart"
+    raise ExperimentNotPossibleError(msg)
 
 
 class Stack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
 from bnwatch.evidence.cells import Cell, Cells, crosscheck
-from bnwatch.evidence.composition import Composition, SiteComposition
+from bnwatch.evidence.composition import Composition, SiteComposition, composition
 from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
     ENOUGH,
@@ -28,7 +28,18 @@ from bnwatch.evidence.laboratory import (
     Statistics,
     seconds_after,
 )
-from bnwatch.evidence.looks import LayerLook, Localisation, Look, localise, look
+from bnwatch.evidence.looks import (
+    LayerLook,
+    Localisation,
+    Look,
+    Parameter,
+    Seen,
+    Updates,
+    entries,
+    localise,
+    look,
+    spread_over,
+)
 from bnwatch.evidence.recalibration import LayerChange, Recalibration, recalibrate
 from bnwatch.evidence.targets import class_indices, two_columns
 
@@ -54,21 +65,27 @@ __all__ = [
     "Localisation",
     "Look",
     "MeanAndVariance",
+    "Parameter",
     "Progress",
     "Recalibration",
+    "Seen",
     "SiteComposition",
     "SiteCost",
     "SiteMoments",
     "SiteShift",
     "Split",
     "Statistics",
+    "Updates",
     "attribute",
     "class_indices",
+    "composition",
     "crosscheck",
     "entering",
+    "entries",
     "localise",
     "look",
     "recalibrate",
     "seconds_after",
+    "spread_over",
     "two_columns",
 ]

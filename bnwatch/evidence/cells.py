@@ -68,8 +68,10 @@ class Cell:
 class Cells:
     """The table {training data, evaluation data} x {batch, running, population statistics}.
 
-    ``population`` statistics are re-estimated on training data for both rows. A cell is None where its data were not
-    to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a framework compiles.
+    ``population`` statistics are re-estimated on training data for both rows. The training row has a fourth cell where
+    its batches can be taken apart: ``reshuffled``, batch statistics of random batches of the same sizes. A cell is None
+    where its data were not to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a
+    framework compiles.
     """
 
     step: int
@@ -115,13 +117,19 @@ def crosscheck(
             missing = str(error)
     if not splits:
         raise ExperimentNotPossibleError(missing or "no examples")
-    bench = Bench(lab, budget, progress, total=3 * sum(map(len, splits.values())), passes=3)
+    mixed = len(splits.get("training", ())) > 1
+    passes = {split: 4 if split == "training" and mixed else 3 for split in splits}
+    bench = Bench(lab, budget, progress, total=sum(passes[split] * len(batches) for split, batches in splits.items()))
     cells: dict[Split, dict[Statistics, Cell]] = {split: {} for split in SPLITS}
-    for number, (split, batches) in enumerate(splits.items(), start=1):
-        until = number / (3 * len(splits))
+    before = 0
+    for split, batches in splits.items():
+        until = (before + 1) / sum(passes.values())
+        before, bench.passes = passes[split] - 1, passes[split]
         cells[split]["running"] = bench.measure(f"{split} data, running statistics", batches, "running", until=until)
         splits[split] = batches[: bench.reached]
         cells[split]["batch"] = bench.measure(f"{split} data, batch statistics", splits[split], "batch")
+        if split == "training" and mixed:
+            cells[split].update(_reshuffled(lab, bench, splits[split]))
     if "training" in splits:
         with lab.population(splits["training"]):
             for split, batches in splits.items():
@@ -137,20 +145,36 @@ def crosscheck(
     )
 
 
+def _reshuffled(lab: Laboratory, bench: Bench, batches: Sequence[Examples]) -> dict[Statistics, Cell]:
+    """Return the cell of the same examples in random batches, in their order; none where they cannot be taken apart."""
+    labels = np.concatenate([batch.labels for batch in batches])
+    order = np.random.default_rng(0).permutation(len(labels))
+    try:
+        random = lab.reshuffled(batches, order)
+    except ExperimentNotPossibleError:
+        bench.total -= len(batches)
+        return {}
+    cell = bench.measure("training data, random batches", random, "batch")
+    predicted = np.empty_like(cell.predicted)
+    predicted[order] = cell.predicted
+    return {"reshuffled": Cell(predicted, labels)}
+
+
 class Bench:
     """Measures cells one after the other, with progress and within the budget.
 
     Attributes:
         total: passes over single batches, for the progress; it shrinks where time cuts a measurement short.
+        passes: cells that leave out each batch that a first cell does not reach.
         reached: batches of the last cell.
         classes: scores an example, of all that was measured.
     """
 
-    def __init__(self, lab: Laboratory, budget: Budget, progress: Progress | None, total: int, passes: int) -> None:
-        """Begin; each batch that a first cell does not reach is left out of ``passes`` cells."""
-        self._lab, self._budget, self._progress, self._passes = lab, budget, progress, passes
+    def __init__(self, lab: Laboratory, budget: Budget, progress: Progress | None, total: int, passes: int = 1) -> None:
+        """Begin."""
+        self._lab, self._budget, self._progress = lab, budget, progress
         self._done = 0
-        self.total, self.reached, self.classes = total, 0, 2
+        self.total, self.passes, self.reached, self.classes = total, passes, 0, 2
 
     def measure(
         self,
@@ -175,7 +199,7 @@ class Bench:
             examples += len(batch.labels)
             self.tick(what)
         self.reached = len(predicted)
-        self.total -= self._passes * (len(batches) - self.reached)
+        self.total -= self.passes * (len(batches) - self.reached)
         labels = [batch.labels for batch in batches[: self.reached]]
         return Cell(np.concatenate(predicted), np.concatenate(labels))
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence.laboratory import Examples, Laboratory, Progress, Split
+    from bnwatch.evidence.laboratory import Examples, Laboratory, MeanAndVariance, Progress, Split
     from bnwatch.moments import Moments
-    from bnwatch.records import CallSite
+    from bnwatch.records import CallSite, LayerSpec
 
     Seen = Mapping[Split, Mapping[CallSite, Sequence[Moments]]]
 
@@ -132,7 +132,7 @@ def entering(
                     budget.start()  # frameworks compile at the first batch
                 if progress is not None:
                     progress(f"{split} data, what enters each layer", done, total)
-    sites = tuple(_shifts(seen, {path: spec.epsilon for path, spec in lab.specs().items()}))
+    sites = tuple(_shifts(seen, lab.specs(), lab.running()))
     return Entering(
         step=step,
         epoch=epoch,
@@ -151,7 +151,7 @@ def _spread(batches: Sequence[Examples]) -> list[Examples]:
     return [batches[number * len(batches) // wanted] for number in range(wanted)]
 
 
-def _shifts(seen: Seen, epsilon: Mapping[str, float]) -> list[SiteShift]:
+def _shifts(seen: Seen, specs: Mapping[str, LayerSpec], running: Mapping[str, MeanAndVariance]) -> list[SiteShift]:
     training, evaluation = (seen[split] for split in SPLITS)
     sites = [site for site in training if site in evaluation]
     several = {site.layer for site in sites if site.index}
@@ -159,10 +159,36 @@ def _shifts(seen: Seen, epsilon: Mapping[str, float]) -> list[SiteShift]:
         SiteShift(
             site.layer,
             site.index if site.layer in several else None,
-            *_compare(training[site], evaluation[site], epsilon[site.layer]),
+            *_compare(training[site], evaluation[site], specs[site.layer].epsilon),
+            *_held(training[site], specs[site.layer], running.get(site.layer)),
+            _awakened(training[site], evaluation[site]),
         )
         for site in sites
     ]
+
+
+def _held(
+    training: Sequence[Moments], spec: LayerSpec, held: MeanAndVariance | None
+) -> tuple[float | None, float | None]:
+    """Return shift of the means and ratio of the deviations against the running statistics, epsilon added to both."""
+    if held is None:
+        return None, None
+    corrected = moments.bessel_factor(float(np.median([one.count for one in training])))
+    mean, var = held[0], held[1] / (corrected if spec.bessel_corrected else 1.0) + spec.epsilon
+    known = functools.reduce(moments.pool, training)
+    with np.errstate(all="ignore"):
+        shift = float(np.sqrt(np.mean(np.square(known.mean - mean) / var)))
+        return shift, float(np.exp(np.mean(np.log((known.var + spec.epsilon) / var)) / 2.0))
+
+
+def _awakened(training: Sequence[Moments], evaluation: Sequence[Moments]) -> int:
+    """Return how many channels are constant over training examples and vary over evaluation examples."""
+    known, new = functools.reduce(moments.pool, training), functools.reduce(moments.pool, evaluation)
+    return int((_constant(known) & ~_constant(new) & np.isfinite(new.var)).sum())
+
+
+def _constant(one: Moments) -> NDArray[np.bool_]:
+    return one.var <= moments.ROUNDING * np.square(one.mean)
 
 
 def _untold(seen: Seen, sites: Sequence[SiteShift]) -> str | None:
@@ -182,9 +208,7 @@ def _compare(
     known, new = functools.reduce(moments.pool, training), functools.reduce(moments.pool, evaluation)
     with np.errstate(all="ignore"):
         shift = float(np.sqrt(np.mean(np.square(new.mean - known.mean) / (known.var + epsilon))))
-        vary = (known.var > moments.ROUNDING * np.square(known.mean)) & (
-            new.var > moments.ROUNDING * np.square(new.mean)
-        )
+        vary = ~(_constant(known) | _constant(new))
         ratio = float(np.exp(np.mean(np.log(new.var[vary] / known.var[vary])) / 2.0)) if vary.any() else 1.0
         p = _same_population(training, evaluation, known, new, epsilon)
     return shift, ratio, p

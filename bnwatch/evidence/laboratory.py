@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from bnwatch.evidence.looks import LayerLook
+    from bnwatch.evidence.looks import Seen
     from bnwatch.moments import Moments
     from bnwatch.records import CallSite, LayerSpec
 
@@ -125,8 +125,15 @@ class Laboratory(Protocol):
     def population(self, batches: Sequence[Examples]) -> AbstractContextManager[None]:
         """Return a context in which the running statistics are re-estimated from ``batches``; restored on exit."""
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return what every layer's output looks like on one batch under batch statistics, in execution order."""
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
+        """Return what a look through the network sees on one batch under batch statistics.
+
+        Args:
+            batch: the batch.
+            gradients: whether to take those of the loss.
+            step: training steps finished, to compare the parameters with those at the look before; None leaves
+                `LayerLook.update` out, and is no look that a later one is compared with.
+        """
 
 
 @dataclass(slots=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from bnwatch.evidence.laboratory import EXAMPLES, ExperimentNotPossibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -21,6 +21,12 @@ NEAR_BOUND = 1e-6
 
 CONSTANT = 1e-6
 """Relative spread of an output over examples that float32 rounding can give."""
+
+SAMPLE = 1024
+"""Entries of a parameter that are kept to see how far it moves: a root mean square over them is good to 2 %."""
+
+Parameter: TypeAlias = "tuple[NDArray[np.floating], int]"
+"""At most `SAMPLE` entries of a parameter, evenly spread, and how many it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +66,15 @@ class LayerLook:
         """Return the look of an output of shape ``(n, ...)``, n >= 2."""
         flat = np.asarray(output, dtype=np.float64).reshape(len(output), -1)
         zero = flat == 0.0
-        scale = float(np.sqrt(np.mean(np.square(flat))))
-        spread = float(np.sqrt(np.mean(np.var(flat, axis=0)))) / scale if scale > 0.0 else 0.0
         return cls(
             path=path,
             kind=kind,
             units=flat.shape[1],
             zero_samples=float(zero.all(axis=1).mean()),
             dead_units=float(zero.all(axis=0).mean()),
-            spread=spread,
+            spread=spread_over(flat),
             gradient=gradient,
-            scale=scale,
+            scale=float(np.sqrt(np.mean(np.square(flat)))),
             bounds=_at_bounds(kind, flat),
         )
 
@@ -84,6 +88,76 @@ def _at_bounds(kind: str, output: NDArray[np.float64]) -> float | None:
     if bounds is None:
         return None
     return float(np.mean((output - bounds[0] <= NEAR_BOUND) | (bounds[1] - output <= NEAR_BOUND)))
+
+
+def spread_over(output: NDArray[np.floating]) -> float:
+    """Return the relative spread over examples of an array of shape ``(n, ...)``, as `LayerLook.spread`."""
+    flat = np.asarray(output, dtype=np.float64).reshape(len(output), -1)
+    scale = float(np.sqrt(np.mean(np.square(flat))))
+    return float(np.sqrt(np.mean(np.var(flat, axis=0)))) / scale if scale > 0.0 else 0.0
+
+
+def entries(size: int, limit: int = SAMPLE) -> NDArray[np.intp]:
+    """Return the numbers of at most ``limit`` entries, evenly spread over ``size``."""
+    return np.linspace(0, size - 1, min(size, limit)).astype(np.intp)
+
+
+class Updates:
+    """How far parameters move from one look to the next."""
+
+    def __init__(self) -> None:
+        """Begin before the first look."""
+        self._step: int | None = None
+        self._known: dict[str, list[Parameter]] = {}
+        self._found: dict[str, float] = {}
+
+    def since(self, step: int, parameters: Mapping[str, Sequence[Parameter]]) -> Mapping[str, float]:
+        """Return `LayerLook.update` by path, and keep the parameters for the next look; the first returns none.
+
+        Args:
+            step: training steps finished; a second look after the same step returns what the first did.
+            parameters: those of each layer's own, by its path.
+        """
+        if step != self._step:
+            known, steps = self._known, step - (self._step or 0)
+            pairs = {path: (known[path], now) for path, now in parameters.items() if path in known}
+            self._found = {path: _change(*pair) / steps for path, pair in pairs.items() if _comparable(*pair)}
+            self._step, self._known = step, {path: list(now) for path, now in parameters.items()}
+        return self._found
+
+
+def _comparable(before: Sequence[Parameter], now: Sequence[Parameter]) -> bool:
+    return bool(now) and [len(sample) for sample, _ in before] == [len(sample) for sample, _ in now]
+
+
+def _change(before: Sequence[Parameter], now: Sequence[Parameter]) -> float:
+    """Return the root mean square of the change relative to that of the parameters; infinite from zero on."""
+    with np.errstate(all="ignore"):
+        pairs = [
+            (a.astype(np.float64), b.astype(np.float64), size) for (a, _), (b, size) in zip(before, now, strict=True)
+        ]
+        moved = sum(size * float(np.mean(np.square(b - a))) for a, b, size in pairs)
+        held = sum(size * float(np.mean(np.square(a))) for a, _, size in pairs)
+    if moved == 0.0:
+        return 0.0
+    return float(np.sqrt(moved / held)) if held > 0.0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a laboratory sees in one look at a batch under batch statistics.
+
+    Attributes:
+        layers: in execution order.
+        entry: relative spread over examples of what enters the network, as `LayerLook.spread`; None when unknown.
+        loss: of the batch; None when unknown.
+        learning_rate: of the optimizer now, schedules included; None when unknown.
+    """
+
+    layers: tuple[LayerLook, ...]
+    entry: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +209,8 @@ def look(lab: Laboratory, *, step: int, epoch: int, gradients: bool) -> Look:
     if len(batch.labels) < 2:  # noqa: PLR2004 - variation needs two
         msg = "the kept training batch holds one example: whether outputs vary across examples cannot be seen"
         raise ExperimentNotPossibleError(msg)
-    return Look(step, epoch, len(batch.labels), lab.look(batch, gradients=gradients))
+    seen = lab.look(batch, gradients=gradients, step=step)
+    return Look(step, epoch, len(batch.labels), seen.layers, seen.entry, seen.loss, seen.learning_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +257,7 @@ def localise(
         raise ExperimentNotPossibleError(msg)
     looks = []
     for done, batch in enumerate(batches, start=1):
-        looks.append((batch, lab.look(batch, gradients=False)))
+        looks.append((batch, lab.look(batch, gradients=False).layers))
         if progress is not None:
             progress(f"{split} data, layer by layer", done, len(batches))
     layers = tuple(_merged(looks))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from bnwatch import evidence
-from bnwatch.evidence import ExperimentNotPossibleError, SiteMoments
+from bnwatch.evidence import ExperimentNotPossibleError, Seen, SiteMoments
 from bnwatch.keras.keep import Batch, array_of, leaves, mapped
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Examples, LayerLook, MeanAndVariance, Split
+    from bnwatch.evidence import Examples, MeanAndVariance, Split
     from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
     from bnwatch.keras.swap import Pair
@@ -107,13 +107,14 @@ class KerasLaboratory:
             self.assign({path: (found.mean, found.var) for path, found in pooled.items() if found.count})
             yield
 
-    def look(self, batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-        """Return what every layer's output looks like on one batch, in execution order."""
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:  # noqa: ARG002
+        """Return what a look through the network sees on one batch."""
         if gradients not in self._looking:
             self._looking[gradients] = Looking(self._backend, self._layers, gradients=gradients)
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
         with undrawn():
-            return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
+            looks = self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
+        return Seen(looks)
 
     def specs(self) -> dict[str, LayerSpec]:
         """Return the description of every layer by its path."""

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
 
+from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
-from bnwatch.signals import Signals, gap
+from bnwatch.evidence import Difference
+from bnwatch.rules._order import CAUSES, rank
+from bnwatch.signals import LEARNING_ALPHA, Signals, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
@@ -22,6 +25,12 @@ INNOCENT = 0.05
 
 SAME = 1e-4
 """False alarms a layer and look, at which call sites count as different."""
+
+HARMLESS = 0.02
+"""Accuracy that running statistics may cost, at the upper end of its 95 % interval, and still count as harmless."""
+
+GAP_ALPHA = 1e-3
+"""p-value below which an evaluation that is worse than the training is not put down to its sampling."""
 
 NAMED = 3
 """Layers that a message names; the others are counted."""
@@ -67,7 +76,8 @@ class Rule:
         severity: of its findings, unless a finding says otherwise.
         since: version that brought it.
         summary: one line, from the docstring of the body.
-        causes: ids of rules whose diagnoses explain this one: it is then shown as their consequence.
+        causes: ids of rules whose diagnoses explain this one: it is then shown as their consequence. The one that is
+            believed first comes first.
         thresholds: the numbers that decide.
         body: yields findings, or `Skipped` where it could not look.
     """
@@ -108,6 +118,35 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
+def harmless(signals: Signals) -> bool:
+    """Return whether running statistics are known to cost nothing: a distance between statistics is then no fault.
+
+    The cells show that on every split they measured, for a network that has learned something; where they are older
+    than the last evaluation, that evaluation is no worse than the training either.
+    """
+    cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
+    if cells is None or not (cells.training or cells.evaluation):
+        return False
+    if last is not None and cells.step < last.step and unexplained_gap(signals, GAP_ALPHA) is not None:
+        return False
+    return all(_free(row["batch"], row["running"]) for _, row in cells.rows())
+
+
+def _free(batch: Cell, running: Cell) -> bool:
+    """Return whether running statistics cost next to nothing against batch statistics that are better than guessing."""
+    right = round(batch.accuracy * batch.examples)
+    learned = moments.binomial_survival(right, batch.examples, batch.majority) < LEARNING_ALPHA
+    return learned and Difference.between(batch, running).interval[1] <= HARMLESS
+
+
+def costs(row: Mapping[Statistics, Cell], cost: float, alpha: float) -> bool:
+    """Return whether running statistics cost more than a share of these examples against batch statistics."""
+    if "batch" not in row:
+        return False
+    gained, p = row["batch"].gain_over(row["running"])
+    return gained > cost and p < alpha
+
+
 def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     """Return that the last evaluation is worse than the training beyond chance, None where it is not."""
     found = gap(signals.evaluations[-1]) if signals.evaluations else None
@@ -119,6 +158,12 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     """Return whether re-estimated statistics win back more than half of what running statistics cost."""
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
+
+
+def refresh(signals: Signals) -> str:
+    """Return the repair where a re-estimate restores accuracy."""
+    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
+    return f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"
 
 
 def cells_table(cells: Cells) -> Table:
@@ -147,11 +192,6 @@ def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
 def fitting(helps: Mapping[str, tuple[str, ...]], signals: Signals) -> tuple[str, ...]:
     """Return the helps by adapter that fit the framework at hand; all of them where it is not known."""
     return tuple(help_ for adapter, some in helps.items() if signals.adapter in {adapter, None} for help_ in some)
-
-
-def recalibrating(signals: Signals, what: str) -> str:
-    """Return a help with the function that does it in the framework at hand."""
-    return f"{what}: `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else what
 
 
 def restored_cost(signals: Signals, cost: float, alpha: float) -> str | None:
@@ -218,10 +258,14 @@ def rule(
     causes: tuple[str, ...] = (),
     **thresholds: Threshold,
 ) -> Callable[[Body], Rule]:
-    """Turn a generator function into a `Rule`; the first line of its docstring is the summary."""
+    """Turn a generator function into a `Rule`; the first line of its docstring is the summary.
+
+    Its causes are those of the order of decision, and ``causes``.
+    """
 
     def wrap(body: Body) -> Rule:
         summary = (body.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        return Rule(rule_id, name, severity, since, summary, causes, thresholds, body)
+        explained = tuple(sorted({*causes, *CAUSES.get(rule_id, ())}, key=rank))
+        return Rule(rule_id, name, severity, since, summary, explained, thresholds, body)
 
     return wrap

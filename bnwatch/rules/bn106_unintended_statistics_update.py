@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, fitting, named, passes, restored_cost, rule
@@ -77,10 +76,9 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
     table = signals.table
     if table is None or (signals.attachment is not None and signals.attachment.unseen is not None):
         return None
-    alike = [t.column("unexplained") for t in signals.tables if t.sites == table.sites]
-    beyond = np.sum(np.asarray(alike) > limits["unexplained"], axis=0)
-    told = np.sum(np.isfinite(alike), axis=0)
-    still = table.column("flags").astype(np.int64) & Flag.UNMOVED > 0  # which is BN203
+    found = signals.columns("unexplained")
+    beyond, told = (found > limits["unexplained"]).sum(axis=0), (found < math.inf).sum(axis=0)
+    still = table.column("flags").astype(int) & Flag.UNMOVED > 0  # which is BN203
     layers = [
         site.layer
         for site, times, of, stays in zip(table.sites, beyond, told, still, strict=True)
@@ -88,7 +86,7 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
     ]
     if not layers:
         return None
-    worst = max(float(np.nanmax(column)) for column in alike if np.isfinite(column).any())
+    worst = float(found.max(where=found < math.inf, initial=0.0))
     evidence = {
         "unexplained": Quantity(worst, "running standard deviations of the mean beyond the call of the step, at most"),
         "steps": Quantity(int(beyond.max()), f"of {int(told.max())} sampled steps with such a movement"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules import _settling
 from bnwatch.rules._base import Finding, Limits, Threshold, decay_argument, rule
-from bnwatch.signals import Flag, gap
+from bnwatch.signals import gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,44 +24,44 @@ SHORT = 0.9
     "BN201",
     "unsettled-running-statistics",
     severity=Severity.WARNING,
-    causes=("BN203",),
-    weight=Threshold(0.05, "convention", "share of the initial values that may be left"),
+    weight=Threshold(_settling.WEIGHT, "convention", "share of the initial values that may be left"),
     shift=Threshold(0.1, "convention", "standard deviations by which the initial values move the normalized output"),
     alpha=Threshold(1e-3, "convention", "false alarms per evaluation, for the accuracy it costs"),
+    rest=Threshold(_settling.REST, "convention", "share of the planned training for which they must be settled"),
+    patience=Threshold(_settling.PATIENCE, "convention", "evaluations of a training whose length is not known"),
 )
 def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Evaluation runs while the moving averages still hold their initial values."""
     if not signals.evaluations:
         yield Skipped("BN201", "no evaluation was seen")
         return
-    sites = [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+    sites = _settling.moving(signals)
     if sites and all(math.isnan(s.updates) for s in sites):
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
-    left = {s.spec.path: moments.initial_weight(s.spec.decay, n) for s, n in _updates(signals, sites)}
-    unsettled = [
-        s for s in sites if left.get(s.spec.path, 0.0) > limits["weight"] and _moved_by_initial(s) > limits["shift"]
-    ]
+    updates = {s.spec.path: n for s, n in _settling.updates_at(signals, sites, signals.evaluations[-1].step)}
+    left = {s.spec.path: moments.initial_weight(s.spec.decay, updates.get(s.spec.path, math.inf)) for s in sites}
+    unsettled = [s for s in sites if left[s.spec.path] > limits["weight"] and _moved_by_initial(s) > limits["shift"]]
     if not unsettled:
         return
     worst = max(unsettled, key=lambda s: left[s.spec.path])
-    weight = left[worst.spec.path]
-    updates = next(n for s, n in _updates(signals, [worst]))
+    weight, count = left[worst.spec.path], updates[worst.spec.path]
     settled_at = moments.updates_until(worst.spec.decay, limits["weight"])
+    passing = _settling.passes(signals, **{name: limits[name] for name in ("weight", "rest", "patience")})
     costs = _costs_accuracy(signals, limits["alpha"])
     evaluation = signals.evaluations[-1]
     yield Finding(
         subject="model",
-        severity=Severity.WARNING if costs else Severity.INFO,
+        severity=Severity.WARNING if costs and not passing else Severity.INFO,
         message=f"evaluation ran while moving averages still held {100 * weight:.3g}% of their initial values",
         evidence={
             "initial_weight": Quantity(weight, "of the initial value left"),
-            "updates": Quantity(updates, f"at decay {worst.spec.decay:g}"),
+            "updates": Quantity(count, f"at decay {worst.spec.decay:g}"),
             "settled_after": Quantity(settled_at, f"updates, below {limits['weight']:.0%}"),
             "layers": Quantity(len(unsettled), f"of {len(sites)} unsettled"),
             **({"evaluation_accuracy": Quantity(evaluation.accuracy)} if evaluation.accuracy is not None else {}),
         },
-        notes=(f"{worst.spec.decay:g}^{updates:.0f} = {weight:.3g}; this clears by itself as training goes on",),
+        notes=(f"{worst.spec.decay:g}^{count:.0f} = {weight:.3g}; {_outlook(signals, limits)}",),
         helps=(
             f"first trust evaluation after update {settled_at}",
             *_shorter(signals, worst.spec.decay, limits["weight"]),
@@ -77,16 +77,16 @@ def _shorter(signals: Signals, decay: float, weight: float) -> tuple[str, ...]:
     return (f"or use a shorter memory: {decay_argument(signals, str(SHORT))} settles in {updates} updates",)
 
 
-def _updates(signals: Signals, sites: list[SiteSignals]) -> Iterator[tuple[SiteSignals, float]]:
-    """Yield how often each layer had been updated when the latest evaluation ran: once a call, each step."""
-    table = signals.table
-    if table is None:
-        return
-    calls = Counter(site.layer for site in table.sites if site.replica == 0)
-    steps = signals.evaluations[-1].step - table.step
-    for site in sites:
-        if not math.isnan(site.updates):
-            yield site, max(0.0, site.updates + steps * calls[site.spec.path])
+def _outlook(signals: Signals, limits: Limits) -> str:
+    """Return whether and when it clears."""
+    if signals.ended:
+        return "training has ended, so this is what is evaluated from now on"
+    step, steps = _settling.settled_step(signals, limits["weight"]), _settling.planned(signals)
+    if steps is None:
+        return f"this clears by itself as training goes on, at step {step:,}"
+    if step > steps:
+        return f"training is to end at step {steps:,}, and this would clear at step {step:,}"
+    return f"this clears by itself as training goes on, at step {step:,} of {steps:,} planned"
 
 
 def _moved_by_initial(site: SiteSignals) -> float:

@@ -7,73 +7,167 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, blind, decay_argument, named, rule
+from bnwatch.rules import _settling
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    blind,
+    cells_table,
+    costs,
+    decay_argument,
+    named,
+    refresh,
+    restores,
+    rule,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from bnwatch.records import Usage
+    from bnwatch.evidence import Cell, Split, Statistics
+    from bnwatch.records import Structure
     from bnwatch.signals import Signals
+
+    Cost = tuple[Split, Mapping[Statistics, Cell]]
 
 
 @rule(
     "BN202",
     "decay-out-of-range",
-    severity=Severity.INFO,
+    severity=Severity.WARNING,
     memory=Threshold(3.0, "convention", "batches that the running statistics average over, effectively"),
     weight=Threshold(0.05, "derived", "a tenth of a standard deviation left of a start that was two off"),
+    part=Threshold(0.1, "convention", "share of all batches so far that they average over: weights move on meanwhile"),
+    cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
+    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
 )
 def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
-    """The running statistics remember about one batch, or more than the whole training."""
+    """The running statistics remember about one batch, or more than the training has."""
     structure = signals.structure
-    if structure is None:
-        yield from blind("BN202", signals)
-        return
-    if structure.steps is None:
+    yield from blind("BN202", signals) if structure is None else ()
+    if structure is not None and structure.steps is None:
         yield Skipped("BN202", "how many steps the training is to have is not known")
-    by_decay: dict[float, list[Usage]] = {}
-    layers = [layer for layer in structure.layers if layer.trainable]
-    for layer in layers:
-        by_decay.setdefault(layer.decay, []).append(layer)
-    for decay, group in by_decay.items():
-        subject = "model" if len(group) == len(layers) else group[0].path
-        if 0.0 < decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
-            yield _short(signals, subject, decay, group)
-        elif structure.steps is not None:
-            yield from _long(signals, subject, group, limits["weight"])
+    every = structure.layers if structure is not None else signals.specs.values()
+    by_decay: dict[float, list[str]] = {}
+    for layer in every:
+        if layer.trainable:
+            by_decay.setdefault(layer.decay, []).append(layer.path)
+    cost = _cost_of_age(signals, limits)
+    for decay, paths in by_decay.items():
+        subject = "model" if len(by_decay) == 1 else paths[0]
+        if decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
+            if decay > 0.0 or cost is not None:
+                yield _short(signals, subject, decay, paths, cost)
+        elif cost is not None and decay < 1.0 and _part(signals, decay) > limits["part"]:
+            yield _lagging(signals, subject, decay, paths, cost, limits["part"])
+        elif structure is not None and structure.steps is not None:
+            yield from _long(signals, structure, subject, decay, paths, limits["weight"])
 
 
-def _short(signals: Signals, subject: str, decay: float, group: Sequence[Usage]) -> Finding:
+def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
+    """Return where running statistics cost accuracy that a re-estimate restores, settled as they are; None if nowhere.
+
+    Then they are of one population, and of other batches than they should be.
+    """
+    cells = signals.cells
+    if cells is None or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
+        return None
+    found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
+    mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)
+    return found[-1] if found and mended else None
+
+
+def _part(signals: Signals, decay: float) -> float:
+    """Return the share of all batches so far that running statistics average over."""
+    return moments.effective_batches(decay) / max(signals.step, 1)
+
+
+def _short(signals: Signals, subject: str, decay: float, paths: list[str], cost: Cost | None) -> Finding:
+    told = f"; likely PyTorch's momentum={decay:g}, which weighs the new value: in Keras and Chainer that is "
     return Finding(
         subject=subject,
-        message=f"a decay of {decay:g} makes running statistics of the last batch or two: "
-        f"{named(layer.path for layer in group)}",
+        severity=Severity.INFO if cost is None else None,
+        message=f"a decay of {decay:g} makes running statistics of the last batch or two{_named(cost)}: {named(paths)}",
         evidence={
             "effective_batches": Quantity(moments.effective_batches(decay), "averaged over"),
             "decay": Quantity(decay, "weight of the old value"),
-            "layers": Quantity(len(group), "with this decay"),
+            "layers": Quantity(len(paths), "with this decay"),
         },
+        table=None if cost is None or signals.cells is None else cells_table(signals.cells),
         notes=(
-            f"evaluation then depends on the batches that happened to be last; likely PyTorch's momentum={decay:g}, "
-            f"which weighs the new value: in Keras and Chainer that is {1.0 - decay:g}",
-            "what decides: the accuracy with running against re-estimated statistics (BN301)",
+            "evaluation then depends on the batches that happened to be last"
+            + (f"{told}{1.0 - decay:g}" if decay > 0.0 else ""),
+            "what decides: the accuracy with running against re-estimated statistics (BN301)"
+            if cost is None
+            else _restored(cost),
         ),
-        helps=(f"{decay_argument(signals, '0.9')}, or up to 0.99 in a long training",),
+        helps=(
+            f"{decay_argument(signals, '0.9')}, or up to 0.99 in a long training",
+            *(() if cost is None else (refresh(signals),)),
+        ),
     )
 
 
-def _long(signals: Signals, subject: str, group: Sequence[Usage], limit: float) -> Iterator[Finding]:
+def _lagging(  # noqa: PLR0917
+    signals: Signals, subject: str, decay: float, paths: list[str], cost: Cost, part: float
+) -> Finding:
+    steps = max(signals.step, 1)
+    batches, wanted = moments.effective_batches(decay), max(part * steps, 3.0)
+    shorter = math.floor(100.0 * (wanted - 1.0) / (wanted + 1.0)) / 100.0
+    return Finding(
+        subject=subject,
+        message=f"running statistics lag behind the weights{_named(cost)}: at decay {decay:g} they average over "
+        f"{batches:.0f} of the {steps:,} batches so far: {named(paths)}",
+        evidence={
+            "effective_batches": Quantity(batches, "averaged over"),
+            "part": Quantity(batches / steps, f"of {steps:,} batches so far"),
+            "decay": Quantity(decay, "weight of the old value"),
+            "layers": Quantity(len(paths), "with this decay"),
+        },
+        table=None if signals.cells is None else cells_table(signals.cells),
+        notes=(
+            "the weights move on while the average is taken, so it describes what the layer saw long ago",
+            _restored(cost),
+        ),
+        helps=(
+            refresh(signals),
+            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls to its end",
+        ),
+    )
+
+
+def _named(cost: Cost | None) -> str:
+    if cost is None:
+        return ""
+    split, row = cost
+    gained = row["batch"].gain_over(row["running"])[0]
+    return f", which costs {100 * gained:.1f} points of {split} accuracy"
+
+
+def _restored(cost: Cost) -> str:
+    split, row = cost
+    return (
+        f"on the same {row['running'].examples:,} {split} examples: {row['running'].accuracy:.1%} with running "
+        f"statistics, {row['population'].accuracy:.1%} with statistics re-estimated on training data"
+    )
+
+
+def _long(  # noqa: PLR0917
+    signals: Signals, structure: Structure, subject: str, decay: float, paths: list[str], limit: float
+) -> Iterator[Finding]:
     """Yield a finding if the layers of one decay are to keep too much of what they started from."""
-    steps = (signals.structure.steps if signals.structure else None) or 0
-    updates = {layer.path: steps * max(1, len(layer.places)) for layer in group}
-    late = [path for path, n in updates.items() if n and moments.initial_weight(group[0].decay, n) > limit]
+    steps = structure.steps or 0
+    updates = {layer.path: steps * max(1, len(layer.places)) for layer in structure.layers if layer.path in paths}
+    late = [path for path, n in updates.items() if n and moments.initial_weight(decay, n) > limit]
     if not late:
         return
-    decay, fewest = group[0].decay, min(updates[path] for path in late)
+    fewest = min(updates[path] for path in late)
     weight = moments.initial_weight(decay, fewest)
     fitting = math.floor(100.0 * limit ** (1.0 / fewest)) / 100.0
     yield Finding(
         subject=subject,
+        severity=Severity.INFO,
         message=f"after the planned {steps:,} steps, {100 * weight:.3g}% of the running statistics are still what they "
         f"are now: {named(late)}",
         evidence={

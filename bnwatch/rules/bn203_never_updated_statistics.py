@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
-
-import numpy as np
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, rule
@@ -13,8 +10,6 @@ from bnwatch.signals import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from bnwatch.signals import Signals, SiteSignals
 
@@ -33,11 +28,8 @@ def never_updated_statistics(signals: Signals, limits: Limits) -> Iterator[Findi
         (s, None) for s in signals.sites(Flag.UNMOVED) if s.flag & Flag.BATCH_VARIED and s.site.index == 0
     ]
     stuck += _halves(signals, int(limits["samples"]))
-    seen = len(signals.tables)
-    if stuck and signals.table is not None:
-        # flags count from the first sample with these layers
-        now = signals.table.sites
-        seen = sum(1 for _ in takewhile(lambda table: table.sites == now, reversed(signals.tables)))
+    # flags count from the first sample with these layers
+    seen = len(signals.columns("flags")) if stuck else len(signals.tables)
     if signals.table is not None and signals.table.sites and seen < limits["samples"]:
         yield Skipped("BN203", f"{seen} of {limits['samples']:.0f} samples seen")
         return
@@ -81,18 +73,14 @@ def _halves(signals: Signals, samples: int) -> list[tuple[SiteSignals, Half | No
 
     Only a variance has a flag of its own. A mean stands still where its average over the channels does, to the bit.
     """
-    last = list(signals.tables)[-samples:]
-    if len(last) < samples or len({len(table.sites) for table in last}) > 1:
+    known = signals.columns("flags", samples)
+    if len(known) < samples:
         return []
 
-    def moves(statistic: str) -> NDArray[np.bool_]:
-        columns = np.stack([table.column(statistic) for table in last])
-        moved: NDArray[np.bool_] = (columns != columns[0]).any(axis=0)
-        return moved
-
-    flags = last[-1].column("flags").astype(np.int64)
-    variance = (flags & Flag.UNMOVED_VARIANCE > 0) & (flags & Flag.UNMOVED == 0) & moves("batch_std")
-    mean = ~moves("running_mean") & moves("running_std") & moves("batch_mean")
+    flags = known[-1].astype(int)
+    variance = (flags & Flag.UNMOVED_VARIANCE > 0) & (flags & Flag.UNMOVED == 0) & signals.moved("batch_std", samples)
+    mean = signals.moved("running_std", samples) & ~signals.moved("running_mean", samples)
+    mean &= signals.moved("batch_mean", samples)
     halves: list[tuple[SiteSignals, Half | None]] = []
     for number, site in enumerate(signals.sites() if (variance | mean).any() else ()):
         if site.site.index == 0 and (variance[number] or mean[number]):

@@ -11,7 +11,7 @@ from bnwatch.rules._base import (
     Threshold,
     cells_table,
     current_cells,
-    recalibrating,
+    refresh,
     restored_cost,
     rule,
 )
@@ -56,7 +56,7 @@ def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Ski
         table=None if cells is None else cells_table(cells),
         notes=(cost or ("what it costs is not measured yet" if cells is None else "so far it costs no accuracy"),),
         helps=(
-            recalibrating(signals, "re-estimate the running statistics with the weights that are to be evaluated"),
+            refresh(signals),
             "or average, save and restore the running statistics together with the weights",
         ),
     )

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, fitting, named, recalibrating, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, fitting, named, refresh, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 HOW = {
     "bnwatch.chainer": (
-        "Chainer: save and load the whole model with `serializers.save_npz` and `load_npz`; where links are copied, "
-        "call `copypersistents` besides `copyparams`",
+        "Chainer: copy with `link.copyparams(other)`, which copies persistent values unless `copy_persistent=False`; "
+        "save and load with `serializers.save_npz` and `load_npz` of the whole model",
     ),
     "bnwatch.keras": (
         "Keras: copy with `model.set_weights(other.get_weights())`, save with `model.save` or `model.save_weights`: "
@@ -55,10 +55,7 @@ def statistics_not_restored(signals: Signals, limits: Limits) -> Iterator[Findin
             "the initial mean and divides by the initial spread",
             "training in training mode replaces them in time",
         ),
-        helps=(
-            *fitting(HOW, signals),
-            recalibrating(signals, "or re-estimate the running statistics on training data"),
-        ),
+        helps=(*fitting(HOW, signals), f"or {refresh(signals)}"),
     )
 
 

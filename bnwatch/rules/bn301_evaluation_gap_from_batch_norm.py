@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, decay_argument, restores, rule, unexplained_gap
+from bnwatch.rules import _settling
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    decay_argument,
+    refresh,
+    restores,
+    rule,
+    unexplained_gap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +37,6 @@ LONGEST = 5
     "BN301",
     "evaluation-gap-from-batch-norm",
     severity=Severity.WARNING,
-    causes=("BN101", "BN201", "BN203", "BN212", "BN401"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
     most=Threshold(0.5, "convention", "share of the loss that one layer must win back alone to be named"),
@@ -50,8 +60,11 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
     restored = "population" in row and restores(row["population"], row["batch"], row["running"])
+    settling = _settling.initial_weight(signals, cells.step) > _settling.WEIGHT and (restored or not cells.training)
+    passing = settling and _settling.passes(signals)
     yield Finding(
         subject="model",
+        severity=Severity.INFO if passing else None,
         message=f"running statistics cost {100 * cost:.1f} points of {split} accuracy{_where(guilty)}: "
         f"{row['running'].accuracy:.1%} with them, {row['batch'].accuracy:.1%} with batch statistics, "
         f"on the same {row['batch'].examples:,} examples",
@@ -64,7 +77,11 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         },
         table=cells_table(cells),
         further=() if ranking is None else (_ranking(ranking),),
-        notes=(*_notes(cells, restored=restored), *_attributed(ranking, guilty)),
+        notes=(
+            *_notes(cells, restored=restored),
+            *(("the running statistics still held initial values, so this passes as training goes on",) * passing),
+            *_attributed(ranking, guilty),
+        ),
         helps=(
             _refresh(signals)
             if restored
@@ -80,8 +97,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
 
 def _refresh(signals: Signals) -> tuple[str, ...]:
     """Return what helps where a re-estimate restores accuracy."""
-    by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
-    helps = [f"re-estimate the running statistics over training data with frozen weights before evaluating{by}"]
+    helps = [refresh(signals)]
     decay = max((spec.decay for spec in signals.specs.values()), default=0.0)
     if decay > SHORT_MEMORY:
         helps.append(

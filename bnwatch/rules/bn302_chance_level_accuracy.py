@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     "BN302",
     "chance-level-accuracy",
     severity=Severity.ERROR,
-    causes=("BN203", "BN301", "BN306", "BN401"),
     alpha=Threshold(1e-3, "convention", "probability that a guesser reaches this accuracy: above it, it is chance"),
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),

@@ -33,7 +33,6 @@ FAR = 1.0
     "BN304",
     "evaluation-input-shift",
     severity=Severity.WARNING,
-    causes=("BN401",),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
     same=Threshold(0.01, "convention", "false alarms per experiment, all call sites together, that inputs differ"),

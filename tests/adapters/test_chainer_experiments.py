@@ -220,7 +220,7 @@ class Bottleneck(chainer.Chain):
 def test_a_look_finds_a_dead_activation_and_no_gradient_before_it() -> None:
     model = Bottleneck(bias=-1000.0)
     (batch,) = batches_of(model, models.data(), "probe", 256)
-    looks = {look.path: look for look in laboratory(model).look(batch, gradients=True)}
+    looks = {look.path: look for look in laboratory(model).look(batch, gradients=True).layers}
     assert list(looks) == ["l1", "bn", "bn -> ReLU", "l2", "l2 -> ReLU", "l3"]
     dead = looks["l2 -> ReLU"]
     assert (dead.kind, dead.units, dead.zero_samples, dead.dead_units, dead.spread) == ("ReLU", 6, 1.0, 1.0, 0.0)
@@ -234,7 +234,7 @@ def test_a_look_at_a_healthy_net_has_the_gradients_of_its_loss() -> None:
     model = Bottleneck(bias=0.0)
     x, t = models.data()
     (batch,) = batches_of(model, (x, t), "probe", 256)
-    looks = {look.path: look for look in laboratory(model).look(batch, gradients=True)}
+    looks = {look.path: look for look in laboratory(model).look(batch, gradients=True).layers}
     copy = model.copy("copy")
     loss = F.softmax_cross_entropy(copy(x), t)
     copy.cleargrads()
@@ -243,13 +243,13 @@ def test_a_look_at_a_healthy_net_has_the_gradients_of_its_loss() -> None:
         expected = max(abs(parameter.grad).max() for parameter in copy[path].params())
         assert looks[path].gradient == pytest.approx(float(expected), rel=1e-4)
     assert looks["l2 -> ReLU"].zero_samples < 0.5
-    assert all(look.gradient is None for look in laboratory(model).look(batch, gradients=False))
+    assert all(look.gradient is None for look in laboratory(model).look(batch, gradients=False).layers)
 
 
 def test_a_look_names_the_calls_of_a_shared_link() -> None:
     model = models.MLP(shared=True)
     (batch,) = batches_of(model, models.data(), "probe", 256)
-    paths = [look.path for look in laboratory(model).look(batch, gradients=False)]
+    paths = [look.path for look in laboratory(model).look(batch, gradients=False).layers]
     assert paths == ["l1", "bn1#0", "bn1#0 -> ReLU", "l2", "bn1#1", "bn1#1 -> ReLU", "l3"]
 
 
@@ -257,7 +257,7 @@ def test_a_look_through_a_classifier_ends_with_the_logits() -> None:
     model = L.Classifier(models.MLP())
     call = ForwardCall(model, "__call__", models.data())
     batch = Examples(call, models.data()[1].astype(np.int64), "probe")
-    looks = laboratory(model).look(batch, gradients=True)
+    looks = laboratory(model).look(batch, gradients=True).layers
     assert (looks[-1].path, looks[-1].units) == ("predictor/l3", models.CLASSES)
     assert looks[-1].gradient > 0
     assert laboratory(model).outputs(batch, "running").shape == (256, models.CLASSES)

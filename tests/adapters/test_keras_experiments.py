@@ -158,7 +158,7 @@ def test_a_look_finds_the_dead_layer_and_its_zero_gradients():
     x, y = data(48, shape=(5,))
     lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 48)})
     before = state(model)
-    looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True)}
+    looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True).layers}
     assert state(model) == before
     assert list(looks) == ["alive", "bn", "dead", "scores"]
     assert looks["dead"].kind == "Dense relu"
@@ -176,7 +176,7 @@ def test_a_look_agrees_with_numpy_and_with_the_gradient_of_keras():
     x, y = data(40, shape=(5,))
     model = make(mlp)
     lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 40)})
-    looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True)}
+    looks = {look.path: look for look in lab.look(lab.examples("training", 1)[0], gradients=True).layers}
     expected = LayerLook.of("a", "Dense", dense(model, "a", x.astype("float64")))
     assert_allclose(looks["a"].spread, expected.spread, rtol=1e-5)
     assert looks["a"].units == 6
@@ -209,7 +209,7 @@ def test_subclassed_and_nested_models_are_looked_at_layer_by_layer():
     model = compiled(Block())
     model(x)
     lab = KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 16)})
-    looks = lab.look(lab.examples("training", 1)[0], gradients=False)
+    looks = lab.look(lab.examples("training", 1)[0], gradients=False).layers
     assert [look.path for look in looks] == ["inner/d", "inner/bn", "inner/d#1", "inner/bn#1", "out"]
     assert all(look.gradient is None for look in looks)
 

@@ -464,7 +464,7 @@ def test_a_layer_inside_a_loop_of_jax_is_no_part_of_a_look():
     model = compiled(Outer())
     model(x)
     lab = KerasLaboratory(backend_of(model), {"training": given_data(x, y)})
-    looks = lab.look(lab.examples("training", 16)[0], gradients=True)
+    looks = lab.look(lab.examples("training", 16)[0], gradients=True).layers
     assert [look.path for look in looks][:2] == ["loop", "bn"]
     assert len(looks) == 3
     assert all(look.gradient > 0 for look in looks)

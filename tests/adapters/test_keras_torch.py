@@ -313,7 +313,7 @@ def test_a_gradient_is_that_of_pytorch_and_unscaled():
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=1024.0), loss)
     x, y = data(64, shape=(5,))
     lab = laboratory.KerasLaboratory(backend_of(model), {"training": Given((x, y), "training", 64)})
-    looks = {found.path: found for found in lab.look(lab.examples("training", 64)[0], gradients=True)}
+    looks = {found.path: found for found in lab.look(lab.examples("training", 64)[0], gradients=True).layers}
     features = keras.Model(inputs, hidden)(x, training=True).detach().float().requires_grad_(False)
     kernel = model.get_layer("scores").kernel.value.detach().clone().requires_grad_()
     scores = features @ kernel + model.get_layer("scores").bias.value.detach()

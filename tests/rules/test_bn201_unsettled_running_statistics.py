@@ -1,7 +1,7 @@
 import pytest
 
 from bnwatch import testing
-from bnwatch.records import EvaluationRecord
+from bnwatch.records import EvaluationRecord, Structure
 from tests.rules import cases
 
 RULE = "BN201"
@@ -14,10 +14,11 @@ def evaluation(accuracy=LOSS, step=2):
     return EvaluationRecord(step, 0, accuracy, examples=1000, train_accuracy=0.8, train_examples=1000)
 
 
-def settling(updates=20, *, decay=0.9, shift=1.0, ratio=1.0, accuracy=LOSS, trainable=True, extra=()):
+def settling(updates=20, *, decay=0.9, shift=1.0, ratio=1.0, accuracy=LOSS, trainable=True, steps=2, extra=()):
     """A layer after ``updates``, its batch mean ``shift`` running standard deviations away, then an evaluation."""
     spec = testing.layer(decay=decay, epsilon=0.0, trainable=trainable)
     return testing.signals(
+        Structure(steps_per_epoch=steps, epochs=1),
         testing.snapshot(1, testing.call(spec, running_mean=0.5, updates=updates)),
         testing.snapshot(2, testing.call(spec, mean=shift, var=ratio**2, updates=updates)),
         evaluation(accuracy),
@@ -28,10 +29,29 @@ def settling(updates=20, *, decay=0.9, shift=1.0, ratio=1.0, accuracy=LOSS, trai
 def learning(**fields):
     spec = testing.layer(channels=8, decay=0.99)
     return testing.signals(
-        *testing.train(spec, testing.normal(8, 64, mean=3.0), every=10, **fields), evaluation(step=fields["steps"])
+        Structure(steps_per_epoch=fields["steps"], epochs=1),
+        *testing.train(spec, testing.normal(8, 64, mean=3.0), every=10, **fields),
+        evaluation(step=fields["steps"]),
     )
 
 
+def begun(*, steps=100, planned=None, evaluations=1, ended=False, updates=None):
+    """A training at decay .99, settled at step 299, whose evaluations suffer."""
+    spec = testing.layer(decay=0.99, epsilon=0.0)
+    plan = [] if planned is None else [Structure(steps_per_epoch=planned, epochs=1)]
+    last = testing.call(spec, mean=1.0, running_mean=0.1, updates=steps if updates is None else updates)
+    signals = testing.signals(
+        *plan,
+        testing.snapshot(steps - 1, testing.call(spec, updates=1)),
+        testing.snapshot(steps, last),
+        *(evaluation(step=steps) for _ in range(evaluations)),
+    )
+    signals.ended = ended
+    return signals
+
+
+# 299 steps of 398 leave less than a quarter of the training, 299 of 399 leave more.
+SHORT, LONG = 398, 399
 FIRES = {
     "early in a training": lambda: learning(steps=100),
     # .9^28 = .0523 and .9^29 = .0471
@@ -42,11 +62,19 @@ FIRES = {
     "below_alpha in the cells": lambda: settling(
         accuracy=0.8, extra=[testing.cells(2, evaluation={"batch": 0.8, "running": 0.78}, examples=500)]
     ),
+    "below_rest": lambda: begun(planned=SHORT),
+    "above_patience": lambda: begun(evaluations=10),
+    "the training ends so": lambda: begun(planned=LONG, ended=True),
+    "the training ends so, and nobody knew when": lambda: begun(ended=True),
     "training cells where there are no others": lambda: settling(
         accuracy=0.8, extra=[testing.cells(2, training={"batch": 0.9, "running": 0.5})]
     ),
 }
 INFO = {
+    "above_rest": lambda: begun(planned=LONG),
+    "below_patience": lambda: begun(evaluations=9),
+    "the plan is that of a training before": lambda: begun(planned=50),
+    "two updates a step": lambda: begun(planned=200, updates=200),
     "above_alpha": lambda: settling(accuracy=CHANCE),
     "above_alpha in the cells": lambda: settling(
         extra=[testing.cells(2, evaluation={"batch": 0.8, "running": 0.782}, examples=500)]
@@ -119,3 +147,17 @@ def test_cells_of_an_earlier_evaluation_do_not_count():
     old = testing.cells(1, evaluation={"batch": 0.9, "running": 0.2})
     findings, _ = cases.look(RULE, settling(accuracy=0.8, extra=[old]))
     assert {str(s) for s in cases.severities(RULE, findings)} == {"info"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "outlook"),
+    [
+        ({"planned": 660}, "this clears by itself as training goes on, at step 299 of 660 planned"),
+        ({}, "this clears by itself as training goes on, at step 299"),
+        ({"planned": 176}, "training is to end at step 176, and this would clear at step 299"),
+        ({"planned": 660, "ended": True}, "training has ended, so this is what is evaluated from now on"),
+    ],
+)
+def test_it_says_whether_and_when_it_clears(fields, outlook):
+    ((finding,), _) = cases.look(RULE, begun(**fields))
+    assert finding.notes == (f"0.99^100 = 0.366; {outlook}",)

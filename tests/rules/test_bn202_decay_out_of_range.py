@@ -13,7 +13,35 @@ def planned(*decays, steps=10_000, epochs=1, sites=1, trainable=True):
     return lambda: testing.signals(Structure(layers, steps_per_epoch=steps, epochs=epochs))
 
 
+def settled(
+    decay, steps, *, batch=0.98, running=0.94, population=0.98, examples=10_000, updates=None, split="training"
+):
+    """A training of ``steps`` steps, all but over, and what its running statistics cost."""
+    spec = testing.layer(decay=decay)
+    row = {"batch": batch, "running": running, "population": population}
+    return lambda: testing.signals(
+        Structure((testing.usage(decay=decay),), steps_per_epoch=steps, epochs=1),
+        testing.snapshot(1, testing.call(spec, updates=1)),
+        testing.snapshot(steps, testing.call(spec, mean=0.3, running_mean=0.1, updates=updates or steps)),
+        testing.cells(steps, **{split: row}, examples=examples),
+    )
+
+
+FIRES = {
+    "PyTorch's .01 taken literally": settled(0.01, 660),
+    "a decay of zero that costs": settled(0.0, 660),
+    # 199 batches are a tenth of 1,990
+    "above_part": settled(0.99, 1989),
+    "above_cost": settled(0.1, 660, batch=0.9, running=0.8899, population=0.9),
+    "below_alpha": settled(0.1, 660, batch=0.9, running=0.88, population=0.9, examples=500),
+    "evaluation data alone": settled(0.99, 660, split="evaluation"),
+    "below_weight, with costs": settled(0.99, 299),
+}
 INFO = {
+    "above_alpha": settled(0.1, 660, batch=0.9, running=0.882, population=0.9, examples=500),
+    "below_cost": settled(0.1, 660, batch=0.9, running=0.8901, population=0.9),
+    "a mixture, which no decay mends": settled(0.1, 660, running=0.5, population=0.6),
+    "above_weight, with costs": settled(0.99, 298),
     "below_memory": planned(0.499),
     "PyTorch's momentum": planned(0.1),
     "above_weight": planned(0.99, steps=298),
@@ -24,6 +52,10 @@ INFO = {
 QUIET = {
     "above_memory": planned(0.5),
     "below_weight": planned(0.99, steps=299),
+    "below_part": settled(0.99, 1991),
+    "a mixture in a short training": settled(0.99, 660, running=0.5, population=0.6),
+    "harmless": settled(0.99, 660, running=0.98),
+    "not seen to be restored": settled(0.99, 660, population=0.94),
     "several epochs": planned(0.99, steps=30, epochs=10),
     "several call sites, each an update": planned(0.99, steps=150, sites=2),
     "PointNet, on purpose": planned(0.0),
@@ -35,7 +67,7 @@ SKIPS = {
     "nothing known": (testing.signals, None),
 }
 
-test_cases = cases.runner("BN202", info=INFO, quiet=QUIET, skips=SKIPS)
+test_cases = cases.runner("BN202", fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
 def test_a_short_memory_shows_without_a_plan():
@@ -64,3 +96,28 @@ def test_the_threshold_is_what_its_reason_says():
     """Two standard deviations off, times what is left, is the shift from which BN201 speaks."""
     shift = cases.rule("BN201").thresholds["shift"].value
     assert 2 * cases.rule("BN202").thresholds["weight"].value == pytest.approx(shift)
+
+
+def test_what_a_short_memory_costs_and_where_the_number_comes_from():
+    ((finding,), _) = cases.look("BN202", settled(0.1, 660)())
+    assert "costs 4.0 points of training accuracy" in finding.message
+    assert "PyTorch's momentum=0.1" in finding.notes[0]
+    assert "94.0% with running statistics, 98.0% with statistics re-estimated" in finding.notes[1]
+    ((zero,), _) = cases.look("BN202", settled(0.0, 660)())
+    assert "PyTorch" not in zero.notes[0]
+
+
+def test_a_shorter_memory_is_a_tenth_of_the_training():
+    ((finding,), _) = cases.look("BN202", settled(0.99, 660)())
+    assert "average over 199 of the 660 batches so far" in finding.message
+    assert finding.helps[1].startswith("or decay 0.97 (Keras: momentum=0.97)")
+    # (1 + d) / (1 - d) = 66
+    assert 1.97 / 0.03 == pytest.approx(66, abs=1)
+
+
+def test_without_a_graph_the_layers_of_the_training_are_judged():
+    signals = settled(0.01, 660)()
+    signals.structure = None
+    findings, skipped = cases.look("BN202", signals)
+    assert [finding.subject for finding in findings] == ["model"]
+    assert len(skipped) == 1

@@ -72,7 +72,7 @@ def test_what_it_costs_is_said_with_what_restores_it():
     assert [row[0] for row in finding.table.rows] == ["training data", "evaluation data"]
 
 
-@pytest.mark.parametrize(("framework", "named"), [("keras 3", "bnwatch.keras.recalibrate"), ("", "to be evaluated")])
-def test_the_re_estimate_of_the_framework_is_named(framework, named):
+@pytest.mark.parametrize(("framework", "said"), [("keras 3", "bnwatch.keras.recalibrate"), ("", "frozen weights")])
+def test_the_re_estimate_of_the_framework_is_named(framework, said):
     ((finding,), _) = cases.look(RULE, swapped(cells(50), by=framework))
-    assert named in finding.helps[0]
+    assert said in finding.helps[0]

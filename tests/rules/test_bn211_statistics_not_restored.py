@@ -58,7 +58,7 @@ def test_it_says_how_many_and_which():
     ("framework", "first", "last"),
     [
         ("keras 3", "set_weights", "bnwatch.keras.recalibrate(model, batches)"),
-        ("chainer 7", "copypersistents", "bnwatch.chainer.recalibrate(model, batches)"),
+        ("chainer 7", "copy_persistent", "bnwatch.chainer.recalibrate(model, batches)"),
     ],
 )
 def test_the_helps_are_those_of_the_framework(framework, first, last):

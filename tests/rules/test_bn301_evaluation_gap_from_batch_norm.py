@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bnwatch import testing
-from bnwatch.records import Attachment, EvaluationRecord
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from tests.rules import cases
 
 RULE = "BN301"
@@ -190,3 +190,39 @@ def test_the_repair_is_named_as_the_user_calls_it(framework):
     ((finding,), _) = cases.look(RULE, known)
     module = framework.partition(" ")[0]
     assert (f"`bnwatch.{module}.recalibrate(model, batches)`" in finding.helps[0]) is (module != "recorded")
+
+
+def settling(step, *, planned=None, population=0.9, measured_at=None, ended=False):
+    """A training at decay .99 whose running statistics cost accuracy, by cells of ``measured_at``."""
+    spec, at = testing.layer(decay=0.99), step if measured_at is None else measured_at
+    signals = testing.signals(
+        Structure(steps_per_epoch=planned or 1, epochs=1),
+        testing.snapshot(step - 1, testing.call(spec, updates=1)),
+        testing.snapshot(step, testing.call(spec, mean=1.0, running_mean=0.1, updates=step)),
+        EvaluationRecord(step, 0, 0.5, examples=1000, train_accuracy=0.9, train_examples=1000),
+        testing.cells(at, training={"batch": 0.9, "running": 0.5, "population": population}),
+    )
+    signals.ended = ended
+    return signals
+
+
+@pytest.mark.parametrize(
+    ("severity", "fields"),
+    [
+        ("info", {"planned": 660}),
+        ("info", {}),
+        ("warning", {"planned": 176}),
+        ("warning", {"planned": 660, "ended": True}),
+        # two populations are not one that is still to settle
+        ("warning", {"planned": 660, "population": 0.6}),
+    ],
+)
+def test_what_settles_by_itself_is_no_warning(severity, fields):
+    findings, _ = cases.look(RULE, settling(100, **fields))
+    assert {str(s) for s in cases.severities(RULE, findings)} == {severity}
+
+
+@pytest.mark.parametrize(("measured_at", "severity"), [(100, "info"), (310, "warning")])
+def test_cells_of_unsettled_statistics_say_nothing_of_settled_ones(measured_at, severity):
+    findings, _ = cases.look(RULE, settling(320, planned=660, measured_at=measured_at))
+    assert {str(s) for s in cases.severities(RULE, findings)} == {severity}

@@ -6,7 +6,7 @@ import pytest
 
 import bnwatch.rules
 from bnwatch.diagnosis import Severity
-from bnwatch.rules import CATALOGUE, Finding
+from bnwatch.rules import CATALOGUE, ORDER, Finding, rank
 from tests.rules import cases
 
 FOLDER = Path(bnwatch.rules.__file__).parent
@@ -59,20 +59,22 @@ def test_summary_is_one_sentence_without_its_full_stop(rule):
 
 
 @every_rule
-def test_causes_are_rules_of_the_catalogue(rule):
-    assert set(rule.causes) <= {r.id for r in CATALOGUE} - {rule.id}
+def test_causes_have_a_place_in_the_order(rule):
+    assert set(rule.causes) <= set(ORDER)
 
 
-def test_no_rule_is_its_own_cause_by_a_detour():
-    causes = {rule.id: set(rule.causes) for rule in CATALOGUE}
-    for rule in CATALOGUE:
-        seen, todo = set(), list(rule.causes)
-        while todo:
-            cause = todo.pop()
-            if cause not in seen:
-                seen.add(cause)
-                todo += causes[cause]
-        assert rule.id not in seen
+def test_the_order_of_decision_has_each_rule_once():
+    assert len(set(ORDER)) == len(ORDER)
+    assert {rule.id for rule in CATALOGUE} <= set(ORDER)
+    assert rank("BN801") == len(ORDER)
+
+
+@every_rule
+def test_only_what_is_believed_before_a_rule_explains_it(rule):
+    """So no rule is its own cause by a detour either."""
+    places = [rank(cause) for cause in rule.causes]
+    assert places == sorted(places)
+    assert all(place < rank(rule.id) for place in places)
 
 
 @every_rule

@@ -86,8 +86,8 @@ def test_everything_comes_back(tmp_path):
     assert math.isnan(evaluation.loss)
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
     assert run.looks == (samples.look(40),)
-    assert run.entering == (samples.entering(40),)
     assert run.compositions == (samples.composition(40),)
+    assert run.entering == (samples.entering(40),)
     (replicas,) = run.replicas
     assert (replicas.step, replicas.epoch) == (40, 0)
     for found, layer in zip(replicas.layers, samples.replicas().layers, strict=True):
@@ -450,6 +450,7 @@ def hostile_events():
         schema.EVALUATION: schema.evaluation_json(samples.evaluation()),
         schema.CELLS: schema.cells_json(samples.cells()),
         schema.ATTRIBUTION: schema.attribution_json(samples.attribution()),
+        schema.COMPOSITION: schema.composition_json(samples.composition()),
         schema.ENTERING: schema.entering_json(samples.entering()),
         schema.LOOK: schema.look_json(samples.look()),
         schema.REPLICAS: schema.replicas_json(samples.replicas()),
@@ -497,9 +498,9 @@ def test_any_json_is_parsed_or_refused(data):
         schema.parse_diagnosis,
         schema.parse_cells,
         schema.parse_attribution,
+        schema.parse_composition,
         schema.parse_entering,
         schema.parse_replicas,
-        schema.parse_composition,
         schema.parse_idle,
     ):
         with pytest.raises(schema.SchemaError):

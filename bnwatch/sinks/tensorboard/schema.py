@@ -44,7 +44,7 @@ from bnwatch.render import SCHEMA, diagnosis_json, json_number
 from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cells
 
@@ -118,6 +118,13 @@ class RecordedCells:
     evaluation: Mapping[Statistics, RecordedCell]
     missing: str | None = None
     seconds: float = 0.0
+
+    def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
+        """Yield the rows that were measured."""
+        if self.training:
+            yield "training", self.training
+        if self.evaluation:
+            yield "evaluation", self.evaluation
 
 
 def digest(text: str) -> str:

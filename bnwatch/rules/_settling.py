@@ -1,0 +1,78 @@
+"""How far the running statistics have left the values that they started from, and whether the rest goes by itself."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from bnwatch import moments
+from bnwatch.signals import Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals, SiteSignals
+
+WEIGHT = 0.05
+"""Share of the initial values that may be left in settled running statistics."""
+
+REST = 0.25
+"""Share of the planned training that settled statistics must have before it ends: then nobody is misled for long."""
+
+PATIENCE = 10
+"""Evaluations through which a training of unknown length may pass for one that has only begun."""
+
+
+def moving(signals: Signals) -> list[SiteSignals]:
+    """Return the first call site of every layer whose running statistics take something in."""
+    return [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+
+
+def updates_at(signals: Signals, sites: list[SiteSignals], step: int) -> Iterator[tuple[SiteSignals, float]]:
+    """Yield how often each layer had been updated at a step: once a call, each step; not those of unknown updates."""
+    table = signals.table
+    if table is None:
+        return
+    calls = Counter(site.layer for site in table.sites if site.replica == 0)
+    for site in sites:
+        if not math.isnan(site.updates):
+            yield site, max(0.0, site.updates + (step - table.step) * calls[site.spec.path])
+
+
+def initial_weight(signals: Signals, step: int) -> float:
+    """Return the largest share of the initial values that any layer holds at a step; 0 where it is not known."""
+    return max(
+        (moments.initial_weight(s.spec.decay, n) for s, n in updates_at(signals, moving(signals), step)), default=0.0
+    )
+
+
+def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
+    """Return the training step at which every layer holds less than a share of its initial values, at this pace."""
+    steps = [0]
+    for site, n in updates_at(signals, moving(signals), signals.step):
+        still = moments.updates_until(site.spec.decay, weight) - n
+        steps.append(signals.step + math.ceil(still * signals.step / n) if n else signals.step)
+    return max(steps)
+
+
+def planned(signals: Signals) -> int | None:
+    """Return the planned training steps; None where they are unknown or past, as when training goes on."""
+    steps = signals.structure.steps if signals.structure is not None else None
+    return steps if steps is not None and steps >= signals.step else None
+
+
+def passes(signals: Signals, *, weight: float = WEIGHT, rest: float = REST, patience: float = PATIENCE) -> bool:
+    """Return whether unsettled statistics are those of a training that has only begun.
+
+    They settle by themselves, with a share ``rest`` of the planned training to go. Where no plan is known the first
+    evaluations are given the benefit of the doubt. What training ends with no longer passes.
+    """
+    if initial_weight(signals, signals.step) <= weight:
+        return True
+    if signals.ended:
+        return False
+    steps = planned(signals)
+    if steps is None:
+        return signals.evaluated < patience
+    return settled_step(signals, weight) <= (1.0 - rest) * steps
