@@ -82,13 +82,15 @@ def wanted(one: Case, arguments: argparse.Namespace) -> bool:
 def run_all(chosen: Iterable[Case], out: Path, jobs: int, *, again: bool) -> list[dict[str, Any]]:
     """Run each case with each of its seeds in a process of its own, and return the outcomes in order."""
     work = [(one, seed) for one in chosen for seed in range(one.seeds)]
-    outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+    outcomes: dict[tuple[str, str, int], dict[str, Any]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        pending = {pool.submit(outcome_of, one, seed, out, again=again): (one.name, seed) for one, seed in work}
+        pending = {
+            pool.submit(outcome_of, one, seed, out, again=again): (one.name, one.framework, seed) for one, seed in work
+        }
         for number, future in enumerate(as_completed(pending), 1):
             outcome = outcomes[pending[future]] = future.result()
             print(f"[{number}/{len(work)}] {line(outcome)}", flush=True)
-    return [outcomes[one.name, seed] for one, seed in work]
+    return [outcomes[one.name, one.framework, seed] for one, seed in work]
 
 
 def outcome_of(one: Case, seed: int, out: Path, *, again: bool) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def outcome_of(one: Case, seed: int, out: Path, *, again: bool) -> dict[str, Any
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
     fresh.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.clinic.worker", one.name, str(seed), str(fresh)]
+    command = [sys.executable, "-m", "benchmarks.clinic.worker", one.name, one.framework, str(seed), str(fresh)]
     began = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603 - a program of this checkout

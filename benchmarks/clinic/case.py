@@ -120,19 +120,19 @@ def _described(
 
 
 @cache
-def cases() -> Mapping[str, Case]:
-    """Return all cases by name, read from the sources of ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
-    found: dict[str, Case] = {}
+def cases() -> Mapping[tuple[str, str], Case]:
+    """Return all cases by name and framework, read from ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
+    found: dict[tuple[str, str], Case] = {}
     for path in sorted(HERE.glob("*_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "case":
                     (name,) = map(ast.literal_eval, mark.args)
-                    if name in found:
-                        msg = f"two programs are called {name}"
-                        raise ValueError(msg)
                     options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in mark.keywords}
-                    found[name] = _described(name, path.stem, node.name, **options)
+                    one = _described(name, path.stem, node.name, **options)
+                    if found.setdefault((name, one.framework), one) is not one:
+                        msg = f"two programs for {one.framework} are called {name}"
+                        raise ValueError(msg)
     return found
 
 
@@ -247,8 +247,8 @@ class Run:
         self.subjects.append(Subject(self.case.framework, model, train, evaluation, history or {}))
 
 
-def run(one: Case, seed: int) -> dict[str, Any]:
-    """Run a case in this process, and return its outcome, ready for JSON."""
+def run(one: Case, seed: int, *, peers: bool = False) -> dict[str, Any]:
+    """Run a case in this process, and return its outcome, ready for JSON; with what the field's detectors find."""
     if one.framework == "chainer":
         from bnwatch.chainer import compat
 
@@ -280,7 +280,7 @@ def run(one: Case, seed: int) -> dict[str, Any]:
         "told": [_plain(diagnosis) for diagnosis in this.told],
         "skipped": [asdict(entry) for entry in skipped],
         "seconds": round(seconds, 2),
-        "peers": _peers(this.subjects),
+        "peers": _peers(this.subjects) if peers else {},
     }
 
 
@@ -324,4 +324,7 @@ def _peers(subjects: list[Subject]) -> dict[str, Any]:
     if not subjects or find_spec("benchmarks.clinic.peers") is None:
         return {}
     peers = importlib.import_module("benchmarks.clinic.peers")
-    return peers.findings(subjects[-1])
+    try:
+        return dict(peers.findings(subjects[-1]))
+    except Exception as error:  # noqa: BLE001 - a detector that stops at a network says nothing of what bnwatch said
+        return {"failed": f"{type(error).__name__}: {error}"}
