@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RECENT = 4
 """Samples of which the largest batch counts: one small batch alone is the last of an epoch."""
 
+ALIKE = 0.8
+"""Share of the elements that effective samples must fall short of to be worth a word."""
+
 TWO = 2
 """Elements of which normalization leaves nothing but the order."""
 
@@ -72,11 +75,14 @@ def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
 
 def _effective(signals: Signals, site: SiteSignals, elements: float) -> float:
     """Return the effective samples: between the examples, which are independent, and the elements, which may not be."""
-    known = [
-        signals.composition.median if signals.composition is not None else None,
-        signals.structure.batch_size if signals.structure is not None else None,
-    ]
-    examples = next((float(n) for n in known if n), elements if math.isnan(site.effective_samples) else 1.0)
+    structure, examples = signals.structure, 1.0
+    places = [place for layer, place in structure.places() if layer.path == site.spec.path] if structure else []
+    if signals.composition is not None:
+        examples = float(signals.composition.median)
+    elif structure is not None and structure.batch_size:
+        examples = float(structure.batch_size)
+    elif places and places[0].elements:
+        examples = elements / places[0].elements
     measured = elements if math.isnan(site.effective_samples) else site.effective_samples
     return min(max(measured, examples), elements)
 
@@ -95,7 +101,7 @@ def _finding(signals: Signals, site: SiteSignals, samples: float, elements: floa
             f", which costs {100 * gained:.1f} points: {row['batch'].accuracy:.1%} with batch statistics, "
             f"{row['running'].accuracy:.1%} with running ones"
         )
-    about = "" if samples >= elements else f", worth about {samples:.0f}"
+    about = "" if samples > ALIKE * elements else f", worth about {samples:.0f}"
     kept = 1.0 / moments.bessel_factor(elements)
     biased = not site.spec.bessel_corrected and elements < 12.0  # noqa: PLR2004 - a bias of less is lost in the noise
     return Finding(

@@ -50,7 +50,7 @@ def erratic_evaluation(signals: Signals, limits: Limits) -> Iterator[Finding | S
         "population" in rows[s] and restores(rows[s]["population"], rows[s]["batch"], rows[s]["running"])
         for s in guilty
     )
-    innocent = cells is not None and harmless(signals)
+    innocent = not guilty and harmless(signals)
     last = known[-1]
     yield Finding(
         subject="model",

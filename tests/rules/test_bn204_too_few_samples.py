@@ -10,7 +10,7 @@ RULE = "BN204"
 def run(count, *, batch=None, running=None, examples=1000, size=None, steps=8, evaluated=True, **more):
     """A layer of one channel group on batches of ``count`` elements, and the cells of training data."""
     spec = testing.layer(channels=16, bessel_corrected=more.pop("bessel_corrected", False))
-    places = (testing.usage("bn", testing.place("bn", **more)),)
+    places = (testing.usage("bn", testing.place("bn", elements=1, **more)),)
     seen = [
         Structure(places, batch_size=size),
         *testing.train(spec, testing.normal(16, count), steps=steps),
@@ -26,6 +26,16 @@ def effective(samples, *, batch=0.66, running=0.857):
     fed = run(1024, batch=batch, running=running, size=4)
     fed.tables[-1].column("effective_samples")[:] = samples
     return fed
+
+
+@pytest.mark.parametrize("known", ["batch size", "composition", "elements an example"])
+def test_effective_samples_are_no_fewer_than_the_examples(known):
+    """Weights that move on from sample to sample scatter the batch means, too."""
+    fed = run(16, batch=0.8, running=0.9, size=16 if known == "batch size" else None)
+    fed.tables[-1].column("effective_samples")[:] = 2.0
+    if known == "composition":
+        fed.composition = testing.composition(batches=10, examples=160)
+    assert cases.look(RULE, fed) == ([], [])
 
 
 def trailing():

@@ -52,7 +52,7 @@ def test_the_message_counts_the_batches_of_either():
     ((finding,), _) = cases.look(RULE, run(at(smaller=0.25)))
     assert finding.message == (
         "training batches come from two populations: 100% of the spread between batches at `bn` is that of two groups, "
-        "of 24 and 8 batches, which costs 41.0 points of training accuracy"
+        "of 24 and 8 batches, which costs 46.0 points of training accuracy"
     )
 
 

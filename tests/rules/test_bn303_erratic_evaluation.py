@@ -35,7 +35,10 @@ FIRES = {
     "above_cost": lambda: cells(0.9, 0.8899),
     "below_alpha": lambda: cells(0.9, 0.88, 500),
 }
-INFO = {"the last weights cost nothing": lambda: run(*JUMPS, row=FINE)}
+INFO = {
+    "the last weights cost nothing": lambda: run(*JUMPS, row=FINE),
+    "below_cost": lambda: cells(0.9, 0.8901),
+}
 QUIET = {
     "below_evaluations": lambda: run(0.8, 0.4, 0.8),
     "below_falls": lambda: run(0.8, 0.4, 0.8, 0.85, 0.9),
@@ -58,7 +61,7 @@ test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET)
         (FIRES["jumps, and running statistics cost accuracy"], "a re-estimate restores it"),
         (FIRES["jumps, unmeasured"], "likely the running statistics; what decides"),
         (FIRES["above_cost"], "a re-estimate restores it"),
-        (lambda: cells(0.9, 0.8901), "likely the running statistics"),
+        (INFO["below_cost"], "innocent at the last evaluation"),
         (lambda: cells(0.9, 0.882, 500), "likely the running statistics"),
         (INFO["the last weights cost nothing"], "innocent at the last evaluation"),
     ],
