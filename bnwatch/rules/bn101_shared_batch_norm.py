@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, blind, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, blind, harmless, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
         if differ:
             yield Finding(
                 subject=spec.path,
+                severity=Severity.INFO if harmless(signals) else None,
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
@@ -49,6 +50,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
                         "normalizes all of them with one mixture, which fits none"
                     ),
+                    *(innocence(signals.cells) if harmless(signals) else ()),
                 ),
                 helps=_helps(signals),
             )
