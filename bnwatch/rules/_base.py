@@ -14,7 +14,7 @@ from bnwatch.signals import LEARNING_ALPHA, Signals, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
-    from bnwatch.evidence import Cell, Cells, Statistics
+    from bnwatch.evidence import Cell, Cells, Split, Statistics
 
 COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
@@ -156,6 +156,15 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     """Return whether re-estimated statistics win back more than half of what running statistics cost."""
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
+
+
+def measured(split: Split, row: Mapping[Statistics, Cell], otherwise: str) -> str:
+    """Return what the same examples give with running and with re-estimated statistics."""
+    running, population = row["running"], row["population"]
+    return (
+        f"on the same {running.examples:,} {split} examples: {running.accuracy:.1%} with running statistics, "
+        f"{population.accuracy:.1%} {otherwise}"
+    )
 
 
 def refresh(signals: Signals) -> str:
