@@ -17,7 +17,9 @@ def row(batch, running=None, population=None):
 
 
 def run(training, evaluation, *, examples=1000, extra=(), **more):
-    return testing.signals(*extra, testing.cells(2, training=training, evaluation=evaluation, examples=examples, **more))
+    return testing.signals(
+        *extra, testing.cells(2, training=training, evaluation=evaluation, examples=examples, **more)
+    )
 
 
 def gap(accuracy):
