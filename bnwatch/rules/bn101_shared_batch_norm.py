@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, passes, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
         if differ:
             yield Finding(
                 subject=spec.path,
+                severity=Severity.INFO if harmless(signals) else None,
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
@@ -50,7 +51,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
                         "normalizes all of them with one mixture, which fits none"
                     ),
-                    *_harmless(signals),
+                    *(innocence(signals.cells) if harmless(signals) else ()),
                 ),
                 helps=_helps(signals),
             )
@@ -84,17 +85,6 @@ def _before_training(signals: Signals) -> Iterator[Finding | Skipped]:
                 notes=("evaluation normalizes all of them with one set of running statistics",),
                 helps=_helps(signals),
             )
-
-
-def _harmless(signals: Signals) -> tuple[str, ...]:
-    """Return that the mixture costs no accuracy so far, where that was measured."""
-    if signals.cells is None or not harmless(signals):
-        return ()
-    split, row = list(signals.cells.rows())[-1]
-    return (
-        f"so far it costs no accuracy: the same {row['batch'].examples:,} {split} examples give "
-        f"{row['batch'].accuracy:.1%} with batch statistics and {row['running'].accuracy:.1%} with running statistics",
-    )
 
 
 def _helps(signals: Signals) -> tuple[str, ...]:

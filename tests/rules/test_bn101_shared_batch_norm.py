@@ -5,7 +5,7 @@ import pytest
 
 from bnwatch import moments, testing
 from bnwatch.diagnosis import Severity
-from bnwatch.records import Attachment, Structure
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from tests.rules import cases
 
 RULE = "BN101"
@@ -70,7 +70,29 @@ FIRES = {
     "above_shift": lambda: at_shift(LIMITS["shift"] * 1.02),
     "above_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) * 1.03)),
 }
+
+
+def costing(*, batch=0.99, running=0.985, step=16, evaluations=(), examples=1000):
+    """Two sites that differ, and what the cells say of it."""
+    signals = at_shift(1.0)
+    signals.cells = testing.cells(step, training={"batch": batch, "running": running}, examples=examples)
+    signals.evaluations.extend(evaluations)
+    return signals
+
+
+FIRES |= {
+    "the cells show that it costs": lambda: costing(running=0.9),
+    "too few examples to call it harmless": lambda: costing(examples=100),
+    "a network that has learned nothing shows nothing": lambda: costing(batch=0.1, running=0.1),
+    "a later evaluation that is worse than the training": lambda: costing(
+        evaluations=[EvaluationRecord(20, 0, 0.8, examples=1000, train_accuracy=0.99, train_examples=1000)]
+    ),
+}
 INFO = {
+    "sites that differ and cost nothing": costing,
+    "and a later evaluation is as good as the training": lambda: costing(
+        evaluations=[EvaluationRecord(20, 0, 0.98, examples=1000, train_accuracy=0.99, train_examples=1000)]
+    ),
     "above_alpha": lambda: at_p_value(LIMITS["alpha"] * 1.1),
     "below_shift": lambda: at_shift(LIMITS["shift"] / 1.02),
     "below_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) / 1.03)),
