@@ -102,6 +102,19 @@ class Cells:
             by_chance = len(known) * np.log1p(-shares) > np.log(ABSENT / len(shares))
         return float(shares[absent & ~by_chance].sum())
 
+    def gain(self, one: Statistics, other: Statistics) -> tuple[float, float] | None:
+        """Return accuracy that one kind of statistics gains over another on the examples of all rows, and its p-value.
+
+        The p-value is paired and one-sided (McNemar, 1947). None where a row that was measured lacks one of them.
+        """
+        pairs = [(row.get(one), row.get(other)) for _, row in self.rows()]
+        cells = [(mine.correct, theirs.correct) for mine, theirs in pairs if mine is not None and theirs is not None]
+        if not cells or len(cells) < len(pairs):
+            return None
+        right, as_right = (np.concatenate(column) for column in zip(*cells, strict=True))
+        p = moments.mcnemar(int((right & ~as_right).sum()), int((as_right & ~right).sum()))
+        return float(right.mean() - as_right.mean()), p
+
     def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
         """Yield the rows that were measured."""
         if self.training:
