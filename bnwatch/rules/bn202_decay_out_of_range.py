@@ -61,7 +61,7 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
             of_few = _cost_of_few(signals, limits)
             if decay > 0.0 or of_few is not None:
                 yield _short(signals, subject, decay, paths, of_few)
-        elif cost is not None and decay < 1.0 and _part(signals, decay) > limits["part"]:
+        elif cost is not None and _settled(signals, decay) and _part(signals, decay) > limits["part"]:
             yield _lagging(signals, subject, decay, paths, cost, limits["part"])
         elif structure is not None and structure.steps is not None:
             yield from _long(signals, structure, subject, decay, paths, limits["weight"])
@@ -92,6 +92,11 @@ def _cost_of_few(signals: Signals, limits: Limits) -> Cost | None:
     rows = list(cells.rows())
     mended = all("batch" in row and restores(row["population"], row["batch"], row["running"]) for _, row in rows)
     return rows[-1] if mended else None
+
+
+def _settled(signals: Signals, decay: float) -> bool:
+    """Return whether the training so far has replaced what the running statistics began with, whatever that was."""
+    return decay < 1.0 and moments.initial_weight(decay, signals.step) <= _settling.WEIGHT
 
 
 def _part(signals: Signals, decay: float) -> float:
