@@ -50,6 +50,7 @@ def replay(run: RunRecord, thresholds: Thresholds | None = None) -> Report:
             _take(signals, item)
         engine.run(signals)
     if run.report.complete:
+        signals.ended = True
         engine.run(signals)
     skipped = [entry for entry in run.report.skipped if entry.rule in _OF_THE_WATCH]
     return Report(

@@ -121,19 +121,19 @@ def _described(
 
 
 @cache
-def cases() -> Mapping[str, Case]:
-    """Return all cases by name, read from the sources of ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
-    found: dict[str, Case] = {}
+def cases() -> Mapping[tuple[str, str], Case]:
+    """Return all cases by name and framework, read from ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
+    found: dict[tuple[str, str], Case] = {}
     for path in sorted(HERE.glob("*_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "case":
                     (name,) = map(ast.literal_eval, mark.args)
-                    if name in found:
-                        msg = f"two programs are called {name}"
-                        raise ValueError(msg)
                     options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in mark.keywords}
-                    found[name] = _described(name, path.stem, node.name, **options)
+                    one = _described(name, path.stem, node.name, **options)
+                    if found.setdefault((name, one.framework), one) is not one:
+                        msg = f"two programs for {one.framework} are called {name}"
+                        raise ValueError(msg)
     return found
 
 
@@ -257,8 +257,8 @@ class Run:
         self.subjects.append(Subject(self.case.framework, model, train, evaluation, history or {}, *known))
 
 
-def run(one: Case, seed: int) -> dict[str, Any]:
-    """Run a case in this process, and return its outcome, ready for JSON."""
+def run(one: Case, seed: int, *, peers: bool = False) -> dict[str, Any]:
+    """Run a case in this process, and return its outcome, ready for JSON; with what the field's detectors find."""
     if one.framework == "chainer":
         from bnwatch.chainer import compat
 
@@ -290,7 +290,7 @@ def run(one: Case, seed: int) -> dict[str, Any]:
         "told": [_plain(diagnosis) for diagnosis in this.told],
         "skipped": [asdict(entry) for entry in skipped],
         "seconds": round(seconds, 2),
-        "peers": _peers(this.subjects),
+        "peers": _peers(this.subjects) if peers else {},
     }
 
 
@@ -331,4 +331,9 @@ def _plain(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def _peers(subjects: list[Subject]) -> dict[str, Any]:
     """Return what the detectors of the field find in the last trained model, by detector."""
-    return peers.findings(subjects[-1]) if subjects else {}
+    if not subjects:
+        return {}
+    try:
+        return dict(peers.findings(subjects[-1]))
+    except Exception as error:  # noqa: BLE001 - a detector that stops at a network says nothing of what bnwatch said
+        return {"failed": f"{type(error).__name__}: {error}"}
