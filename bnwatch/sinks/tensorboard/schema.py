@@ -118,6 +118,7 @@ class RecordedCells:
     evaluation: Mapping[Statistics, RecordedCell]
     missing: str | None = None
     seconds: float = 0.0
+    swapped: bool | None = None
 
     def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
         """Yield the rows that were measured."""
@@ -177,6 +178,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "classes": cells.classes,
         "missing": cells.missing,
         "seconds": json_number(cells.seconds),
+        "swapped": cells.swapped,
         "rows": {
             split: {
                 statistics: {
@@ -557,6 +559,7 @@ def parse_cells(data: object) -> RecordedCells:
         evaluation=_parse_row(rows.get("evaluation", {})),
         missing=cells.maybe_text("missing"),
         seconds=cells.number("seconds"),
+        swapped=cells.flag("swapped") if cells.has("swapped") else None,
     )
 
 
