@@ -16,6 +16,7 @@ from bnwatch.rules._base import (
     cells_table,
     costs,
     decay_argument,
+    measured,
     named,
     refresh,
     restores,
@@ -59,7 +60,7 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
         if decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
             if decay > 0.0 or cost is not None:
                 yield _short(signals, subject, decay, paths, cost)
-        elif cost is not None and decay < 1.0 and _part(signals, decay) > limits["part"]:
+        elif cost is not None and _settled(signals, decay) and _part(signals, decay) > limits["part"]:
             yield _lagging(signals, subject, decay, paths, cost, limits["part"])
         elif structure is not None and structure.steps is not None:
             yield from _long(signals, structure, subject, decay, paths, limits["weight"])
@@ -76,6 +77,11 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)
     return found[-1] if found and mended else None
+
+
+def _settled(signals: Signals, decay: float) -> bool:
+    """Return whether the training so far has replaced what the running statistics began with, whatever that was."""
+    return decay < 1.0 and moments.initial_weight(decay, signals.step) <= _settling.WEIGHT
 
 
 def _part(signals: Signals, decay: float) -> float:
@@ -100,7 +106,7 @@ def _short(signals: Signals, subject: str, decay: float, paths: list[str], cost:
             + (f"{told}{1.0 - decay:g}" if decay > 0.0 else ""),
             "what decides: the accuracy with running against re-estimated statistics (BN301)"
             if cost is None
-            else _restored(cost),
+            else measured(*cost, "with statistics re-estimated on training data"),
         ),
         helps=(
             f"{decay_argument(signals, '0.9')}, or up to 0.99 in a long training",
@@ -128,11 +134,11 @@ def _lagging(  # noqa: PLR0917
         table=None if signals.cells is None else cells_table(signals.cells),
         notes=(
             "the weights move on while the average is taken, so it describes what the layer saw long ago",
-            _restored(cost),
+            measured(*cost, "with statistics re-estimated on training data"),
         ),
         helps=(
             refresh(signals),
-            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls to its end",
+            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls in time",
         ),
     )
 
@@ -143,14 +149,6 @@ def _named(cost: Cost | None) -> str:
     split, row = cost
     gained = row["batch"].gain_over(row["running"])[0]
     return f", which costs {100 * gained:.1f} points of {split} accuracy"
-
-
-def _restored(cost: Cost) -> str:
-    split, row = cost
-    return (
-        f"on the same {row['running'].examples:,} {split} examples: {row['running'].accuracy:.1%} with running "
-        f"statistics, {row['population'].accuracy:.1%} with statistics re-estimated on training data"
-    )
 
 
 def _long(  # noqa: PLR0917
