@@ -131,6 +131,8 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        passes: while there is a trace, for each training pass that was differentiated how many updates of parameters
+            came before it, and how often gradients were cleared; passes of which both are the same add up.
         called: is shown the next call of a layer, and whether it is of a training step; once.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
@@ -142,6 +144,8 @@ class Tap(chainer.FunctionHook):
         self.rows = 0
         self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
+        self.passes: list[tuple[int, int]] = []
+        self._forward, self._cleared = False, 0
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
@@ -224,9 +228,18 @@ class Tap(chainer.FunctionHook):
         number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
+            if self._forward:
+                self._forward = False
+                self._count_pass(self._layers.at(self._calls[number].layer).link)
         inferring = self._inferring.get(node)
         if inferring is not None:
             self.inferred.append(inferring)
+
+    def _count_pass(self, link: Any) -> None:
+        """Note that a pass is differentiated, before the gradients of its last layer are there."""
+        own = [parameter for name in ("gamma", "beta") if (parameter := getattr(link, name, None)) is not None]
+        self._cleared += bool(own) and all(parameter.grad_var is None for parameter in own)
+        self.passes.append((self._layers.updates_made, self._cleared))
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
         if node.running_mean is None:
@@ -300,6 +313,7 @@ class Tap(chainer.FunctionHook):
             self._passes.normalized(index)
             if self.trace is not None:
                 self.trace.normalized(self._calls[-1], function)
+                self._forward = when not in {None, OUTSIDE}
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
