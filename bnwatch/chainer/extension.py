@@ -239,21 +239,25 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
         step = trainer.updater.iteration
         inferred = [layer for layer, when in session.tap.inferred if when in {_UPDATE, _TRAINED}]
+        evaluating = session.tap.evaluating
         calls, outside = clock.close([call for call, _ in session.tap.take()])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
         session.end_step(calls, step, _epoch(trainer.updater), inferred)
         if report.evaluated:
-            session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+            numbers = {"accuracy": report.accuracy, "loss": report.loss, "examples": report.examples}
+            session.end_evaluation(outside, evaluating, **numbers)
 
     def _end_untrained(self, trainer: Any, session: Session) -> None:
         """Record the evaluation that an evaluator made before a training of no iteration."""
         if self.watch.enabled and self._clock is not None and self._clock.fresh and self._evaluators is not None:
             report = self._evaluators.report(trainer.observation)
             if report.evaluated:
-                calls = [call for call, _ in session.tap.take()]
-                session.end_evaluation(calls, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+                evaluating, calls = session.tap.evaluating, [call for call, _ in session.tap.take()]
+                session.end_evaluation(
+                    calls, evaluating, accuracy=report.accuracy, loss=report.loss, examples=report.examples
+                )
 
     def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
         """Remember that training was cut off: no last experiment."""

@@ -148,8 +148,9 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         if session is None:
             return
         with self.watch.guard("recording an evaluation"):
+            evaluating = session.tap.evaluating
             calls = [call for call, differentiated in session.tap.take() if not differentiated]
-            session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
+            session.end_evaluation(calls, evaluating, accuracy=accuracy, loss=loss, examples=examples)
             session.epoch += 1
         self._ranks.retire(self.watch)
 

@@ -168,19 +168,23 @@ class Session:
     def end_evaluation(
         self,
         batch_calls: Sequence[Call] = (),
+        evaluating: Collection[int] = (),
         *,
         accuracy: Any = None,
         loss: Any = None,
         examples: int = 0,
     ) -> None:
-        """Record an evaluation during which these calls normalized with batch statistics."""
+        """Record an evaluation; since the last step these calls normalized with batch statistics.
+
+        ``evaluating`` layers normalized with running statistics then: their other calls are none of the evaluation.
+        """
         self._open(())
         if self.ranks.exchanging:
             self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
         outcome = self.changes.evaluated(self.step)
-        layers = dict.fromkeys(call.layer for call in batch_calls)
+        layers = dict.fromkeys(call.layer for call in batch_calls if call.layer not in evaluating)
         paths = tuple(self.layers.watched[index].path for index in layers)
         moved = outcome.moved
         if moved is None:

@@ -136,6 +136,7 @@ class Tap(chainer.FunctionHook):
         called: is shown the next call of a layer, and whether it is of a training step; once.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
+        evaluating: the layers that normalized with running statistics since the calls were last taken.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
@@ -152,6 +153,7 @@ class Tap(chainer.FunctionHook):
         self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._inferring: weakref.WeakKeyDictionary[Any, tuple[int, Hashable | None]] = weakref.WeakKeyDictionary()
         self.inferred: list[tuple[int, Hashable | None]] = []
+        self.evaluating: set[int] = set()
         self._differentiated: set[int] = set()
         self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
@@ -203,7 +205,7 @@ class Tap(chainer.FunctionHook):
         """Forget the calls, and with them every array of the step."""
         self._calls, self._differentiated, self._replica = [], set(), 0
         self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
-        self._inferring, self.inferred = weakref.WeakKeyDictionary(), []
+        self._inferring, self.inferred, self.evaluating = weakref.WeakKeyDictionary(), [], set()
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -259,6 +261,8 @@ class Tap(chainer.FunctionHook):
         index, replica = found
         self._layers.at(*found).inferred = True
         self._show(training=False)
+        if not replica:
+            self.evaluating.add(index)
         if self.sampled and not replica and chainer.config.enable_backprop:
             self._inferring[node] = index, self._clock.now(trained=True)
 

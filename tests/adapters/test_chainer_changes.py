@@ -101,6 +101,7 @@ def test_an_extension_that_predicts_in_training_mode_moves_statistics(tmp_path: 
     watched(trainer)
     assert [e.moved for e in record.evaluations] == [(), IN_CLASSIFIER, ()]
     assert [e.swapped for e in record.evaluations] == [False] * 3
+    assert [e.batch_statistics for e in record.evaluations] == [()] * 3  # the evaluator had running ones
 
 
 class Clipping(training.updaters.StandardUpdater):
@@ -235,6 +236,7 @@ def test_a_loop_that_evaluates_in_training_mode_too(record: models.Record) -> No
 
     loop(model, before=predict)
     assert [e.moved for e in record.evaluations] == [BOTH, (), BOTH]
+    assert [e.batch_statistics for e in record.evaluations] == [()] * 3
     assert [e.swapped for e in record.evaluations] == [None, False, False]
 
 
