@@ -13,7 +13,7 @@ import chainer
 from chainer.training import extension, triggers, updaters
 from chainer.training.extensions import Evaluator
 
-from bnwatch.chainer.changes import After, evaluation_follows
+from bnwatch.chainer.changes import evaluation_follows, listen, listens
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
@@ -199,13 +199,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _listen(self) -> None:
         """Hear of updates, for what a step leaves is changed by other extensions before this one is called."""
         for optimizer in self._optimizers:
-            if self._hook not in optimizer._hookable._post_update_hooks:  # noqa: SLF001 - there is no public name
-                optimizer.add_hook(After(self._updated), name=self._hook, timing="post")
+            listen(optimizer, self._hook, self._updated)
 
     def _listen_no_longer(self) -> None:
         optimizers, self._optimizers = self._optimizers, []
         for optimizer in optimizers:
-            if self._hook in optimizer._hookable._post_update_hooks:  # noqa: SLF001
+            if listens(optimizer, self._hook):
                 optimizer.remove_hook(self._hook)
 
     def _updated(self, _optimizer: Any) -> None:

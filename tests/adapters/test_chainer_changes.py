@@ -10,7 +10,7 @@ from chainer import serializers
 from chainer.training import extensions
 
 import bnwatch.chainer
-from bnwatch.chainer.changes import ENTRIES, After, sample_of
+from bnwatch.chainer.changes import ENTRIES, After, listen, listens, sample_of
 
 from . import chainer_models as models
 from .chainer_models import F, L, chainer, training
@@ -263,6 +263,12 @@ def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
         assert 1 <= len(entries) <= ENTRIES
         assert len(set(np.diff(entries))) <= 1
         assert entries[-1] + size // ENTRIES + 1 >= size - 1
+
+
+def test_an_optimizer_that_knows_no_hooks_is_left_alone() -> None:
+    optimizer = object()
+    listen(optimizer, "bnwatch", print)
+    assert not listens(optimizer, "bnwatch")
 
 
 def test_the_hook_is_nothing_in_a_copy() -> None:
