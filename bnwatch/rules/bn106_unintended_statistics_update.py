@@ -42,11 +42,13 @@ def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[F
     if not signals.evaluations and not signals.tables:
         yield Skipped("BN106", "neither a training step nor an evaluation was seen")
         return
-    found = _moved(signals) or _unexplained(signals, limits) or _extra(signals)
+    foreign = _moved(signals) or _unexplained(signals, limits)
+    found = foreign or _extra(signals)
     if found is None:
         return
     layers, fact, evidence = found
-    cost = restored_cost(signals, limits["cost"], limits["alpha"])
+    # extra calls that see other data are told as BN101
+    cost = restored_cost(signals, limits["cost"], limits["alpha"]) if foreign else None
     yield Finding(
         subject=layers[0] if len(layers) == 1 else "model",
         severity=None if cost is None else Severity.WARNING,

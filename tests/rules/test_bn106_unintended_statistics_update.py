@@ -71,6 +71,9 @@ INFO = {
     "cells of an earlier evaluation": lambda: evaluated("bn", measured=cells(20, step=4)),
     "above_unexplained": lambda: stepped(LIMITS["unexplained"] * 1.05),
     "above_samples": lambda: stepped(0.5),
+    "more calls than the graph has, and a cost that they do not explain": lambda: _costly(
+        passes({"bn": 2, "head": 1}, 1, ("bn", "head"))
+    ),
     "more calls of one layer than the graph has": lambda: passes({"bn": 2, "head": 1}, 1, ("bn", "head")),
 }
 QUIET = {
@@ -92,6 +95,11 @@ QUIET = {
     "a graph that is not known": lambda: _hidden(passes({"bn": 2, "head": 1}, 1, ("bn", "head"))),
 }
 SKIPS = {"nothing was seen": (testing.signals, None)}
+
+
+def _costly(signals):
+    signals.cells = testing.cells(9, evaluation=HARM)
+    return signals
 
 
 def _hidden(signals):
