@@ -69,6 +69,9 @@ INFO = {
     "above_alpha": lambda: evaluated("bn", measured=cells(9)),
     "it costs, and a re-estimate does not restore it": lambda: evaluated("bn", measured=cells(20, population=0.865)),
     "cells of an earlier evaluation": lambda: evaluated("bn", measured=cells(20, step=4)),
+    "several calls on like data, where the graph is not known": lambda: _hidden(
+        passes({"bn": 2, "head": 1}, 1, ("bn", "head"))
+    ),
     "above_unexplained": lambda: stepped(LIMITS["unexplained"] * 1.05),
     "above_samples": lambda: stepped(0.5),
     "more calls than the graph has, and a cost that they do not explain": lambda: _costly(
@@ -92,7 +95,9 @@ QUIET = {
     "rounding at a mean of 3,000 standard deviations": lambda: stepped(0.0, WINDOW, mean=3e3),
     "a call for each place of the graph": lambda: passes({"bn": 2}, 2),
     "as many passes of the whole model, which is BN213": lambda: passes({"bn": 2, "head": 2}, 1, ("bn", "head")),
-    "a graph that is not known": lambda: _hidden(passes({"bn": 2, "head": 1}, 1, ("bn", "head"))),
+    "calls that see other data, which is BN101": lambda: _hidden(
+        passes({"bn": 2, "head": 1}, 1, ("bn", "head"), apart=1.0)
+    ),
 }
 SKIPS = {"nothing was seen": (testing.signals, None)}
 
@@ -123,7 +128,7 @@ def test_what_was_measured_is_said():
 def test_extra_passes_are_counted_against_the_graph():
     ((finding,), _) = cases.look(RULE, INFO["more calls of one layer than the graph has"]())
     assert finding.subject == "bn"
-    assert finding.message.endswith("updated by 2 training-mode calls a step; one forward pass makes 1")
+    assert finding.message.endswith("updated by 2 training-mode calls a step, one forward pass makes fewer")
 
 
 def test_only_layers_that_evaluated_with_running_statistics_are_named():
