@@ -35,7 +35,7 @@ HOW = {
         0.01, "derived", "running standard deviations; rounding of float32 reaches it at a mean of 10,000 of them"
     ),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
-    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+    alpha=Threshold(0.01, "convention", "false alarms per experiment; that statistics moved is certain"),
 )
 def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Running statistics move outside of the training steps, or by more forward passes than the model has."""
