@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
     from bnwatch.evidence import Cell, Cells, Statistics
 
-COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
+COLUMNS: dict[Statistics, str] = {
+    "batch": "batch statistics",
+    "reshuffled": "in random batches",
+    "running": "running statistics",
+    "population": "re-estimated",
+}
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
@@ -163,18 +168,24 @@ def refresh(signals: Signals) -> str:
 
 
 def cells_table(cells: Cells) -> Table:
-    """Return the accuracies of the cells."""
+    """Return the accuracies of the cells; random batches have a column only where they lose accuracy."""
+    columns = {name: title for name, title in COLUMNS.items() if name != "reshuffled" or _apart(cells.training)}
     return Table(
-        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
+        ("accuracy in % on", *columns.values(), "examples"),
         tuple(
             (
                 f"{split} data",
-                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
+                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in columns),
                 float(row["running"].examples),
             )
             for split, row in cells.rows()
         ),
     )
+
+
+def _apart(row: Mapping[Statistics, Cell]) -> bool:
+    """Return whether random batches lose accuracy against batches as they were."""
+    return "reshuffled" in row and row["batch"].gain_over(row["reshuffled"])[1] < INNOCENT
 
 
 def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:

@@ -79,7 +79,11 @@ def test_the_numbers_are_those_of_a_batch_of_k():
 
 @pytest.mark.parametrize(
     ("framework", "words"),
-    [("keras 3.15.1 (jax)", "drop_remainder"), ("chainer 7.8.1", "SerialIterator"), (None, "drop_remainder=True, repeat")],
+    [
+        ("keras 3.15.1 (jax)", "drop_remainder"),
+        ("chainer 7.8.1", "SerialIterator"),
+        (None, "drop_remainder=True, repeat=True"),
+    ],
 )
 def test_the_repair_is_in_the_words_of_the_framework(framework, words):
     ((finding,), _) = cases.look(RULE, run(1, row=LOST, framework=framework))

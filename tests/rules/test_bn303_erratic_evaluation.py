@@ -35,6 +35,7 @@ FIRES = {
     "above_cost": lambda: cells(0.9, 0.8899),
     "below_alpha": lambda: cells(0.9, 0.88, 500),
 }
+FIRES["above_alpha and not known to be harmless"] = lambda: cells(0.9, 0.882, 500)
 INFO = {
     "the last weights cost nothing": lambda: run(*JUMPS, row=FINE),
     "below_cost": lambda: cells(0.9, 0.8901),
