@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, blind, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     "shared-batch-norm",
     severity=Severity.WARNING,
     samples=Threshold(4, "convention", "sampled steps from which the spread over steps is estimated"),
-    alpha=Threshold(1e-4, "convention", "false alarms per layer and look"),
+    alpha=Threshold(SAME, "convention", "false alarms per layer and look"),
     shift=Threshold(0.1, "convention", "standard deviations by which evaluation would move the normalized output"),
 )
 def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """One layer normalizes two call sites or more whose statistics differ."""
     if signals.attachment is None and signals.table is None:
         yield from _before_training(signals)
+    repeated = passes(signals) > 1
     for spec, sites, apart in signals.shared():
         if apart is None or len(signals.tables) < limits["samples"]:
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
@@ -40,6 +41,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
         if differ:
             yield Finding(
                 subject=spec.path,
+                severity=Severity.INFO if harmless(signals) else None,
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
@@ -49,10 +51,11 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
                         "normalizes all of them with one mixture, which fits none"
                     ),
+                    *(innocence(signals.cells) if harmless(signals) else ()),
                 ),
                 helps=_helps(signals),
             )
-        else:
+        elif not repeated:  # which is BN213
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,

@@ -16,6 +16,7 @@ from bnwatch.rules._base import (
     cells_table,
     costs,
     decay_argument,
+    measured,
     named,
     refresh,
     restores,
@@ -100,7 +101,7 @@ def _short(signals: Signals, subject: str, decay: float, paths: list[str], cost:
             + (f"{told}{1.0 - decay:g}" if decay > 0.0 else ""),
             "what decides: the accuracy with running against re-estimated statistics (BN301)"
             if cost is None
-            else _restored(cost),
+            else measured(*cost, "with statistics re-estimated on training data"),
         ),
         helps=(
             f"{decay_argument(signals, '0.9')}, or up to 0.99 in a long training",
@@ -128,11 +129,11 @@ def _lagging(  # noqa: PLR0917
         table=None if signals.cells is None else cells_table(signals.cells),
         notes=(
             "the weights move on while the average is taken, so it describes what the layer saw long ago",
-            _restored(cost),
+            measured(*cost, "with statistics re-estimated on training data"),
         ),
         helps=(
             refresh(signals),
-            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls to its end",
+            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls in time",
         ),
     )
 
@@ -143,14 +144,6 @@ def _named(cost: Cost | None) -> str:
     split, row = cost
     gained = row["batch"].gain_over(row["running"])[0]
     return f", which costs {100 * gained:.1f} points of {split} accuracy"
-
-
-def _restored(cost: Cost) -> str:
-    split, row = cost
-    return (
-        f"on the same {row['running'].examples:,} {split} examples: {row['running'].accuracy:.1%} with running "
-        f"statistics, {row['population'].accuracy:.1%} with statistics re-estimated on training data"
-    )
 
 
 def _long(  # noqa: PLR0917

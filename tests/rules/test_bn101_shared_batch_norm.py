@@ -5,7 +5,7 @@ import pytest
 
 from bnwatch import moments, testing
 from bnwatch.diagnosis import Severity
-from bnwatch.records import Attachment, Structure
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from tests.rules import cases
 
 RULE = "BN101"
@@ -70,7 +70,29 @@ FIRES = {
     "above_shift": lambda: at_shift(LIMITS["shift"] * 1.02),
     "above_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) * 1.03)),
 }
+
+
+def costing(*, batch=0.99, running=0.985, step=16, evaluations=(), examples=1000):
+    """Two sites that differ, and what the cells say of it."""
+    signals = at_shift(1.0)
+    signals.cells = testing.cells(step, training={"batch": batch, "running": running}, examples=examples)
+    signals.evaluations.extend(evaluations)
+    return signals
+
+
+FIRES |= {
+    "the cells show that it costs": lambda: costing(running=0.9),
+    "too few examples to call it harmless": lambda: costing(examples=100),
+    "a network that has learned nothing shows nothing": lambda: costing(batch=0.1, running=0.1),
+    "a later evaluation that is worse than the training": lambda: costing(
+        evaluations=[EvaluationRecord(20, 0, 0.8, examples=1000, train_accuracy=0.99, train_examples=1000)]
+    ),
+}
 INFO = {
+    "sites that differ and cost nothing": costing,
+    "and a later evaluation is as good as the training": lambda: costing(
+        evaluations=[EvaluationRecord(20, 0, 0.98, examples=1000, train_accuracy=0.99, train_examples=1000)]
+    ),
     "above_alpha": lambda: at_p_value(LIMITS["alpha"] * 1.1),
     "below_shift": lambda: at_shift(LIMITS["shift"] / 1.02),
     "below_shift of the spreads": lambda: sites(0.0, 1e-3, spread=math.exp(LIMITS["shift"] * math.sqrt(2) / 1.03)),
@@ -123,6 +145,18 @@ def test_both_sites_are_named_with_their_means():
     assert (first, second) == (pytest.approx(0.0, abs=0.5), pytest.approx(1.0, abs=0.5))
     assert finding.evidence["between_shift"].value == pytest.approx(1 / math.sqrt(2), rel=0.1)
     assert finding.evidence["p_value"].value < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("batch", "running", "note"), [(0.9, 0.9, True), (0.8, 0.9, True), (0.95, 0.75, False), (None, None, False)]
+)
+def test_that_it_costs_nothing_is_said_where_it_was_measured(batch, running, note):
+    fed = at_shift(1.0)
+    if batch is not None:
+        fed.cells = testing.cells(16, evaluation={"batch": batch, "running": running, "population": running})
+    ((finding,), _) = cases.look(RULE, fed)
+    assert str(finding.severity or "warning") == "warning"
+    assert any(n.startswith("so far it costs no accuracy: the same 1,000 evaluation") for n in finding.notes) is note
 
 
 def test_drift_of_both_sites_alike_is_no_difference():

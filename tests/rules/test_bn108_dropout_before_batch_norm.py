@@ -5,6 +5,8 @@ from bnwatch import testing
 from bnwatch.records import Structure
 from tests.rules import cases
 
+LIMITS = {name: threshold.value for name, threshold in cases.rule("BN108").thresholds.items()}
+
 
 def behind(*rates, trainable=True):
     layers = [
@@ -14,7 +16,35 @@ def behind(*rates, trainable=True):
     return lambda: testing.signals(Structure(tuple(layers)))
 
 
+def narrow(held=0.6, *, running=0.6, population=0.77, decay=0.9, examples=397, layer="bn_1", trained=1.0):
+    """What enters two layers in evaluation against what they hold, and what statistics without dropout are worth."""
+    signals = behind(0.0, 0.7)()
+    spec = testing.layer("bn_1", decay=decay)
+    for step in (1, 1000):
+        signals.observe(testing.snapshot(step, testing.call(spec, var=trained**2, running_mean=step, updates=step)))
+    signals.cells = testing.cells(
+        1000, evaluation={"batch": population, "running": running, "population": population}, examples=examples
+    )
+    signals.entering = testing.entering(
+        1000, testing.site_shift("bn_0", held=(0.0, 1.0)), testing.site_shift(layer, held=(0.0, held))
+    )
+    return lambda: signals
+
+
+FIRES = {
+    "the variance of dropout .7": narrow(0.6),
+    "below_held": narrow(LIMITS["held"] - 0.01),
+    "above_cost": narrow(running=0.9, population=0.9101, examples=10_000),
+    "below_alpha": narrow(running=0.6, population=0.62, examples=500),
+}
 INFO = {
+    "above_held": narrow(LIMITS["held"] + 0.01),
+    "below_cost": narrow(running=0.9, population=0.9099, examples=10_000),
+    "above_alpha": narrow(running=0.6, population=0.618, examples=500),
+    "mild, as between the layers of a VGG": narrow(0.95, running=0.9, population=0.9),
+    "too narrow where no dropout is": narrow(layer="bn_0"),
+    "initial values that are still to go": narrow(decay=0.999),
+    "running statistics that lag behind narrow batches": narrow(0.6, trained=0.6),
     "above_shift": behind(0.174),
     "half": behind(0.5),
     "several": behind(0.0, 0.3, 0.5, 0.2),
@@ -27,7 +57,7 @@ QUIET = {
 }
 SKIPS = {"nothing known": (testing.signals, None)}
 
-test_cases = cases.runner("BN108", info=INFO, quiet=QUIET, skips=SKIPS)
+test_cases = cases.runner("BN108", fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
 def test_one_line_for_the_whole_model():
@@ -50,3 +80,11 @@ def test_the_excess_is_that_of_inverted_dropout(rate):
     dropped = values * (rng.random(values.size) >= rate) / (1.0 - rate)
     ((finding,), _) = cases.look("BN108", behind(rate)())
     assert finding.evidence["excess"].value == pytest.approx(dropped.std() / values.std() - 1.0, abs=0.01)
+
+
+def test_what_was_measured_is_said():
+    ((finding,), _) = cases.look("BN108", narrow()())
+    assert "costs 17.1 points of evaluation accuracy" in finding.message
+    assert finding.evidence["held"].value == pytest.approx(0.6)
+    assert "397 evaluation examples: 59.9% with running" in finding.notes[1]
+    assert "likely" not in finding.message

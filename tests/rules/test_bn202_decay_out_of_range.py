@@ -112,7 +112,7 @@ def test_a_shorter_memory_is_a_tenth_of_the_training():
     assert "average over 199 of the 660 batches so far" in finding.message
     assert finding.helps[1].startswith("or decay 0.97 (Keras: momentum=0.97)")
     # (1 + d) / (1 - d) = 66
-    assert 1.97 / 0.03 == pytest.approx(66, abs=1)
+    assert pytest.approx(66, abs=1) == 1.97 / 0.03
 
 
 def test_without_a_graph_the_layers_of_the_training_are_judged():
