@@ -82,11 +82,7 @@ def test_the_numbers_are_those_of_a_batch_of_k():
     [
         ("keras 3.15.1 (jax)", "drop_remainder"),
         ("chainer 7.8.1", "SerialIterator"),
-<<<<<<< HEAD
         (None, "drop_remainder=True, repeat=True"),
-=======
-        (None, "drop_remainder=True, repeat"),
->>>>>>> main
     ],
 )
 def test_the_repair_is_in_the_words_of_the_framework(framework, words):
