@@ -130,7 +130,7 @@ def one_training(
         signals.cells = testing.cells(snapshot.step, **SUSPECTED)  # type: ignore[arg-type]
         warned = [alarm(rule, signals) for rule in ("BN206", "BN209")]
         signals.cells = testing.cells(snapshot.step, **NOISY)  # type: ignore[arg-type]
-        counted += (1, alarm("BN204", signals) and examples >= 16, *warned)  # noqa: PLR2004
+        counted += (1, alarm("BN204", signals) and examples >= 16, *warned)
     return counted
 
 
@@ -155,7 +155,7 @@ def random_batches(trials: int) -> None:
                 signals = testing.signals(cells, found)
                 warned = alarm("BN207", signals) or alarm("BN208", signals)
                 p = site.p_value
-                counted += (1, p < 0.05, p < 0.01, p < 1e-3, warned)  # noqa: PLR2004
+                counted += (1, p < 0.05, p < 0.01, p < 1e-3, warned)
             totals += counted
             what = f"{len(sizes)} of {sizes[0]}" + (f", {sizes[-1]}" if sizes[-1] != sizes[0] else "")
             show(f"{channels:>8} {what:<14} {kind:<12}", counted, (7, 7, 7, 8))
