@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import LEARNING_ALPHA, Signals, gap
+from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
@@ -256,6 +256,13 @@ def passes(signals: Signals) -> int:
     if structure is None or structure.hidden is not None or signals.adapter == "bnwatch.chainer":
         return times if len(calls) > 1 else 1
     return times if all(len(usage.places) < times for usage in structure.layers) else 1
+
+
+def within_epochs(signals: Signals) -> list[SignalTable]:
+    """Return the samples of the present call sites whose step no evaluation followed: these may be odd last batches."""
+    ends = {evaluation.step for evaluation in signals.evaluations}
+    sites = signals.tables[-1].sites if signals.tables else ()
+    return [table for table in signals.tables if table.sites == sites and table.step not in ends]
 
 
 def decay_argument(signals: Signals, value: str) -> str:

@@ -67,7 +67,7 @@ def dispersed(signals: Signals, limits: Limits) -> Dispersed | None:
 
 
 def random(signals: Signals) -> float | None:
-    """Return how far batch means spread at most, in those of random batches; None if more than random, or unmeasured."""
+    """Return how far batch means spread at most, in those of random batches; None if they are not random or unknown."""
     found = signals.composition
     if found is None or not found.sites or dispersed(signals, {"alpha": ALPHA, "dispersion": DISPERSION}) is not None:
         return None
