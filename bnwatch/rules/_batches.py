@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bnwatch.signals import Signals
 
 ALPHA, DISPERSION = 1e-3, 2.0
-"""False alarms per experiment, and spread of batch means in that of random batches: from there on they are not random."""
+"""False alarms per experiment, and spread of batch means in that of random ones: beyond, batches are not random."""
 
 GROUPS = 0.85
 """Share of the spread, noise taken out, beyond which batches are of two kinds: two halves of a normal distribution
