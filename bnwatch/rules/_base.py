@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from bnwatch import moments
@@ -15,6 +16,7 @@ from bnwatch.signals import LEARNING_ALPHA, Signals, gap
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
     from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.records import EvaluationRecord
 
 COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
@@ -114,6 +116,25 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
             f"{batch.accuracy:.1%} with batch statistics and {running.accuracy:.1%} with running statistics"
         ),
     )
+
+
+def at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+    """Return whether training and evaluation accuracy are what a constant predictor or a guesser can reach."""
+    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    return all(
+        moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
+        for accuracy, examples in pairs
+        if accuracy is not None and examples
+    )
+
+
+def stuck(signals: Signals, alpha: float) -> int:
+    """Return for how many evaluations in a row, the last one among them, accuracy has been what guessing gives."""
+    chance = signals.chance
+    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples]
+    if chance is None:
+        return 0
+    return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
 
 
 def harmless(signals: Signals) -> bool:
