@@ -8,7 +8,7 @@ JOBS ?= 2
 BENCHMARKED := unit keras chainer
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench clean
+.PHONY: help test demo lint bench clinic clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ lint: $(NOX) ## style, types, layers
 bench: $(NOX) ## time the watch
 	@$(NOX) --install-only --sessions $(BENCHMARKED)
 	@$(NOX) --sessions bench
+
+clinic: $(NOX) ## train what failed for real people, and count how often bnwatch names the cause
+	@$(NOX) --install-only --sessions keras chainer
+	@$(NOX) --sessions clinic
 
 clean: ## remove .venv/
 	rm -rf .venv

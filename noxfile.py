@@ -12,6 +12,7 @@ from typing import NoReturn
 from xml.etree import ElementTree as ET
 
 import nox
+from nox.command import CommandFailed
 
 ROOT = Path(__file__).parent
 VENVS = ROOT / ".venv"
@@ -37,6 +38,8 @@ PARTICULAR = {
 }
 # Keras 2 runs on TensorFlow alone: what holds for the one holds for the other.
 PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("tensorflow", "tensorflow_loop")]
+# Its programs are written for TensorFlow.
+PARTICULAR["tensorflow"].append(ROOT / "tests/adapters/test_keras_clinic.py")
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
 MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
 CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
@@ -324,6 +327,20 @@ def bench(session: nox.Session) -> None:
     for script in sorted(ROOT.glob("benchmarks/bench_*.py")):
         home = next((name for name in ("keras", "chainer") if name in script.stem.split("_")), "unit")
         session.run(interpreter(home), str(script), *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def clinic(session: nox.Session) -> None:
+    """Run the clinic's programs where Keras is installed, and where Chainer is."""
+    failed = []
+    for home in ("keras", "chainer"):
+        command = ("-m", "benchmarks.clinic", "--framework", home, *session.posargs)
+        try:
+            session.run(interpreter(home), *command, env={"KERAS_BACKEND": "tensorflow"}, external=True)
+        except CommandFailed:
+            failed.append(home)
+    if failed:
+        session.error(f"goals missed: {' and '.join(failed)}")
 
 
 def interpreter(environment: str) -> str:

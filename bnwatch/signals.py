@@ -6,6 +6,7 @@ read nothing finer, so a log replays to the diagnoses of the live run.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -356,6 +357,19 @@ class Signals:
             self.replicas = Replicas(step, epoch, layers)
         return self.replicas if layers else None
 
+    def columns(self, statistic: str, samples: int = HISTORY) -> Float32:
+        """Return a statistic of the last samples in a row with the call sites of the latest, ``(samples, sites)``."""
+        now = self.table.sites if self.table is not None else ()
+        alike = itertools.takewhile(lambda table: table.sites is now or table.sites == now, reversed(self.tables))
+        found = [table.column(statistic) for table in itertools.islice(alike, samples)]
+        return np.stack(found[::-1]) if found else np.zeros((0, 0), np.float32)
+
+    def moved(self, statistic: str, samples: int) -> NDArray[np.bool_]:
+        """Return at which call sites a statistic changed by a bit at least within the last samples."""
+        columns = self.columns(statistic, samples)
+        changed: NDArray[np.bool_] = (columns != columns[:1]).any(axis=0)
+        return changed
+
     @property
     def memory(self) -> dict[str, Any] | None:
         """Return what no table holds, numbers and arrays by name: the last samples, channel by channel."""
@@ -443,7 +457,7 @@ class _History:
         return SignalTable(
             step=snapshot.step,
             epoch=snapshot.epoch,
-            sites=tuple(call.site for call in calls),
+            sites=self._sites if calls else (),
             values=values,
             shared=shared,
             accuracy=share(snapshot.accuracy),
@@ -454,6 +468,7 @@ class _History:
 
     def _reset(self, layout: Layout) -> None:
         self._layout = layout
+        self._sites = tuple(site for site, _ in layout)  # one for all tables, so that they compare at once
         self._channels = np.array([channels for _, channels in layout])
         self._starts = np.concatenate([[0], np.cumsum(self._channels)[:-1]]).astype(np.intp)
         self._first: list[NDArray[np.floating]] | None = None

@@ -323,10 +323,15 @@ class Watch:
         self._judge()
 
     def due(self, step: int) -> bool:
-        """Return whether ``step``, counted from 1, is sampled: all of the first, then ever fewer, then each `every`."""
+        """Return whether ``step``, counted from 1, is sampled: all of the first, then ever fewer, then each `every`.
+
+        With an even interval every other sample is one step late: of two populations in turn, as a discriminator gets
+        them, only one would else be seen.
+        """
         doubled = 1 << (2 * step // DENSE_STEPS).bit_length() >> 1
         interval = min(self.every, max(1, doubled))
-        return self.enabled and step % interval == 0
+        number, place = divmod(step, interval)
+        return self.enabled and place == (number % 2 if interval % 2 == 0 else 0)
 
     def observe(self, snapshot: StepSnapshot) -> None:
         """Take a sampled step."""

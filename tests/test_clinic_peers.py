@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks.clinic import peers
-from benchmarks.clinic.peers import Activation, Kernel, Subject
+from benchmarks.clinic.peers import Activation, Kernel, Network
 
 SCORES = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
 KERNEL = np.array([[0.3, -0.1], [0.1, 0.2]])
 
 
-def subject(**changed: Any) -> Subject:
+def network(**changed: Any) -> Network:
     """A network that learns, and that no tool has a word against."""
     activation = np.array([[0.2, 0.5], [0.4, 0.1], [0.0, 0.6], [0.3, 0.0]])
-    sound = Subject(
+    sound = Network(
         task="classes",
         inputs=np.linspace(0.0, 1.0, 8).reshape(4, 2),
         targets=np.array([0, 1, 2, 1]),
@@ -43,11 +43,11 @@ def subject(**changed: Any) -> Subject:
 
 
 def said(tool: Any, **changed: Any) -> list[str]:
-    return list(tool(subject(**changed)))
+    return list(tool(network(**changed)))
 
 
 def test_a_sound_network() -> None:
-    assert peers.findings(subject()) == {name: [] for name in peers.TOOLS}
+    assert {name: said(tool) for name, tool in peers.TOOLS.items()} == {name: [] for name in peers.TOOLS}
 
 
 # The alignment
@@ -115,7 +115,7 @@ def test_gradients(first: float, last: float, symptom: str | None) -> None:
 
 
 def test_a_loss_that_is_no_number_explodes_only_with_its_gradient() -> None:
-    lost = {**subject().history, "loss": [1.0, np.nan]}
+    lost = {**network().history, "loss": [1.0, np.nan]}
     broken = [Kernel("a", KERNEL, KERNEL * np.nan)]
     assert "exploding gradient" not in said(peers.autotrainer, history=lost)
     assert "exploding gradient" in said(peers.autotrainer, history=lost, kernels=broken)

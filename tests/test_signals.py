@@ -524,3 +524,27 @@ def test_gap_is_a_two_proportion_test():
     assert gap(EvaluationRecord(1, 0, 1.0, examples=5, train_accuracy=1.0, train_examples=5)) == (0.0, 1.0)
     assert gap(EvaluationRecord(1, 0, 0.8, examples=500)) is None
     assert gap(EvaluationRecord(1, 0, 0.8, train_accuracy=0.9, train_examples=10)) is None
+
+
+def test_columns_are_of_the_last_samples_with_the_same_call_sites():
+    one, two = testing.layer("a"), testing.layer("b")
+    fed = testing.signals(
+        testing.snapshot(1, testing.call(one, mean=9.0)),
+        *(testing.snapshot(n, testing.call(one, mean=n), testing.call(two, mean=5.0)) for n in (2, 3, 4)),
+    )
+    assert fed.columns("batch_mean").tolist() == [[2.0, 5.0], [3.0, 5.0], [4.0, 5.0]]
+    assert fed.columns("batch_mean", 2).tolist() == [[3.0, 5.0], [4.0, 5.0]]
+    assert fed.moved("batch_mean", 3).tolist() == [True, False]
+    assert testing.signals().columns("batch_mean").shape == (0, 0)
+    assert fed.tables[1].sites is fed.tables[3].sites
+
+
+def test_the_last_step_in_training_mode_is_remembered():
+    bn = testing.layer()
+    fed = testing.signals(
+        testing.snapshot(1, testing.call(bn)),
+        testing.snapshot(2, testing.call(bn)),
+        *(testing.snapshot(n, idle=("bn",)) for n in range(3, HISTORY + 9)),
+    )
+    assert fed.normalized == {"bn": 2}
+    assert all(not table.sites for table in fed.tables)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.clinic.case import FRAMEWORKS, INNOCENT, ROOT, Case, cases, fingerprint, missing
+from benchmarks.clinic.report import kept, markdown, peers_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +48,11 @@ ENVIRONMENT = {
 def main() -> int:
     """Run the cases asked for, and return 0 where all goals are met."""
     arguments = parsed()
+    if arguments.markdown:
+        outcomes, old = kept(Path(arguments.out))
+        print(markdown(outcomes))
+        print(f"{len(outcomes)} runs, {old} of them with other code than this", file=sys.stderr)
+        return int(bool(old))
     chosen = [one for one in cases().values() if wanted(one, arguments)]
     if not chosen:
         print("no case has such a name")
@@ -68,6 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="only the quick ones, which the tests run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at once (default: the cores)")
     parser.add_argument("--out", default=str(ROOT / "build" / "clinic"), help="where results stand (build/clinic)")
+    parser.add_argument("--markdown", action="store_true", help="run nothing: print the tables of what stands in --out")
     parser.add_argument("--again", action="store_true", help="run also what has been run with this code")
     return parser.parse_args()
 
@@ -82,13 +89,15 @@ def wanted(one: Case, arguments: argparse.Namespace) -> bool:
 def run_all(chosen: Iterable[Case], out: Path, jobs: int, *, again: bool) -> list[dict[str, Any]]:
     """Run each case with each of its seeds in a process of its own, and return the outcomes in order."""
     work = [(one, seed) for one in chosen for seed in range(one.seeds)]
-    outcomes: dict[tuple[str, int], dict[str, Any]] = {}
+    outcomes: dict[tuple[str, str, int], dict[str, Any]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        pending = {pool.submit(outcome_of, one, seed, out, again=again): (one.name, seed) for one, seed in work}
+        pending = {
+            pool.submit(outcome_of, one, seed, out, again=again): (one.name, one.framework, seed) for one, seed in work
+        }
         for number, future in enumerate(as_completed(pending), 1):
             outcome = outcomes[pending[future]] = future.result()
             print(f"[{number}/{len(work)}] {line(outcome)}", flush=True)
-    return [outcomes[one.name, seed] for one, seed in work]
+    return [outcomes[one.name, one.framework, seed] for one, seed in work]
 
 
 def outcome_of(one: Case, seed: int, out: Path, *, again: bool) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def outcome_of(one: Case, seed: int, out: Path, *, again: bool) -> dict[str, Any
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
     fresh.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.clinic.worker", one.name, str(seed), str(fresh)]
+    command = [sys.executable, "-m", "benchmarks.clinic.worker", one.name, one.framework, str(seed), str(fresh)]
     began = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603 - a program of this checkout
@@ -158,6 +167,7 @@ def summary(outcomes: list[dict[str, Any]]) -> int:
             print(words.format(right[kind], total[kind]))
     alarms = sum(len(outcome.get("false_alarms", ())) for outcome in outcomes if outcome["kind"] == "faulty")
     print(f"{alarms} false alarms beside the headlines")
+    print(f"\n{peers_text(outcomes)}")
     return int(any(right[kind] < goal * total[kind] for kind, goal in GOALS.items()))
 
 

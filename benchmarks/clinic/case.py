@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.clinic import networks, peers
 from bnwatch.diagnosis import Severity
 
 if TYPE_CHECKING:
@@ -120,19 +121,19 @@ def _described(
 
 
 @cache
-def cases() -> Mapping[str, Case]:
-    """Return all cases by name, read from the sources of ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
-    found: dict[str, Case] = {}
+def cases() -> Mapping[tuple[str, str], Case]:
+    """Return all cases by name and framework, read from ``keras_*.py`` and ``chainer_*.py``: nothing is imported."""
+    found: dict[tuple[str, str], Case] = {}
     for path in sorted(HERE.glob("*_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "case":
                     (name,) = map(ast.literal_eval, mark.args)
-                    if name in found:
-                        msg = f"two programs are called {name}"
-                        raise ValueError(msg)
                     options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in mark.keywords}
-                    found[name] = _described(name, path.stem, node.name, **options)
+                    one = _described(name, path.stem, node.name, **options)
+                    if found.setdefault((name, one.framework), one) is not one:
+                        msg = f"two programs for {one.framework} are called {name}"
+                        raise ValueError(msg)
     return found
 
 
@@ -145,10 +146,8 @@ def fingerprint(one: Case) -> str:
     """Return a hash of the code that the outcome of a case depends on."""
     others = tuple(ROOT / "bnwatch" / name for name in FRAMEWORKS if name != one.framework)
     sources = [path for path in sorted(ROOT.glob("bnwatch/**/*.py")) if not any(o in path.parents for o in others)]
-    sources += [
-        HERE / f"{name}.py"
-        for name in ("case", "data", "peers", f"{one.framework}_nets", f"{one.framework}_parts", one.module)
-    ]
+    shared = "case", "data", "peers", "networks", f"{one.framework}_nets", f"{one.framework}_parts"
+    sources += [HERE / f"{name}.py" for name in (*shared, one.module)]
     digest = hashlib.sha256()
     for path in filter(Path.is_file, sources):
         digest.update(path.read_bytes() + b"\0")
@@ -165,6 +164,8 @@ class Subject:
         train: training inputs and targets.
         evaluation: evaluation inputs and targets, or None.
         history: what ``fit`` returned, by metric, a number an epoch; empty where there was none.
+        epochs: the weights at the ends of epochs; None where they were not kept.
+        learning_rate: at the end; None where the model does not say it and it is unknown.
     """
 
     framework: str
@@ -172,6 +173,8 @@ class Subject:
     train: tuple[Any, Any]
     evaluation: tuple[Any, Any] | None
     history: Mapping[str, list[float]] = field(default_factory=dict)
+    epochs: networks.Epochs | None = None
+    learning_rate: float | None = None
 
 
 class Run:
@@ -189,6 +192,7 @@ class Run:
         self.watches: list[Any] = []
         self.measured: dict[str, float] = {}
         self.subjects: list[Subject] = []
+        self.epochs: networks.Epochs | None = None
 
     def hear(self, diagnosis: Diagnosis) -> None:
         """Take a diagnosis that is told."""
@@ -209,7 +213,9 @@ class Run:
     def fit(self, model: Any, *args: Any, callbacks: Iterable[Any] = (), **options: Any) -> Any:
         """Train a Keras model in ``fit`` with the watch as the last callback, silently; return the history."""
         options = {"verbose": 0, **options}
-        history = model.fit(*args, callbacks=[*callbacks, self.callback()], **options)
+        self.epochs = networks.Epochs()
+        kept = networks.keras_epochs(self.epochs)
+        history = model.fit(*args, callbacks=[*callbacks, kept, self.callback()], **options)
         metrics = {name: [float(value) for value in values] for name, values in history.history.items()}
         self.measure(**{name: values[-1] for name, values in metrics.items()})
         x, y = (*args, options.get("x"), options.get("y"))[:2]
@@ -229,6 +235,8 @@ class Run:
 
         self.watches.append(BatchNormWatch(**self.watch(**options)))
         trainer.extend(self.watches[-1])
+        self.epochs = networks.Epochs()
+        networks.chainer_epochs(self.epochs, trainer)
         return self.watches[-1]
 
     def measure(self, **numbers: float) -> None:
@@ -242,13 +250,15 @@ class Run:
         train: tuple[Any, Any],
         evaluation: tuple[Any, Any] | None = None,
         history: Mapping[str, list[float]] | None = None,
+        learning_rate: float | None = None,
     ) -> None:
         """Hand the trained model and its data to the detectors of the field; ``fit`` does by itself."""
-        self.subjects.append(Subject(self.case.framework, model, train, evaluation, history or {}))
+        known = self.epochs, learning_rate
+        self.subjects.append(Subject(self.case.framework, model, train, evaluation, history or {}, *known))
 
 
-def run(one: Case, seed: int) -> dict[str, Any]:
-    """Run a case in this process, and return its outcome, ready for JSON."""
+def run(one: Case, seed: int, *, peers: bool = False) -> dict[str, Any]:
+    """Run a case in this process, and return its outcome, ready for JSON; with what the field's detectors find."""
     if one.framework == "chainer":
         from bnwatch.chainer import compat
 
@@ -280,7 +290,7 @@ def run(one: Case, seed: int) -> dict[str, Any]:
         "told": [_plain(diagnosis) for diagnosis in this.told],
         "skipped": [asdict(entry) for entry in skipped],
         "seconds": round(seconds, 2),
-        "peers": _peers(this.subjects),
+        "peers": _peers(this.subjects) if peers else {},
     }
 
 
@@ -321,7 +331,9 @@ def _plain(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def _peers(subjects: list[Subject]) -> dict[str, Any]:
     """Return what the detectors of the field find in the last trained model, by detector."""
-    if not subjects or find_spec("benchmarks.clinic.peers") is None:
+    if not subjects:
         return {}
-    peers = importlib.import_module("benchmarks.clinic.peers")
-    return peers.findings(subjects[-1])
+    try:
+        return dict(peers.findings(subjects[-1]))
+    except Exception as error:  # noqa: BLE001 - a detector that stops at a network says nothing of what bnwatch said
+        return {"failed": f"{type(error).__name__}: {error}"}

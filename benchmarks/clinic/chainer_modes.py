@@ -31,7 +31,7 @@ def step(model: Any, optimizer: Any, x: Any, t: Any) -> tuple[Any, Any]:
 
 @case("BN-041/chainer", expects="BN104", framework="chainer", fast=True)
 def evaluation_mode_from_the_start(run: Run) -> None:
-    """A notebook's cell set ``config.train`` to False before; https://github.com/keras-team/keras/issues/14404."""
+    """A notebook's cell set ``config.train`` to False before; https://github.com/keras-team/keras-io/issues/198."""
     data = digits(raw=True, channels_first=True)
     with chainer.using_config("train", False):
         by_hand(run, CNN(), data, epochs=4, optimizer=chainer.optimizers.Adam(3e-3))
@@ -39,7 +39,10 @@ def evaluation_mode_from_the_start(run: Run) -> None:
 
 @case("BN-041/chainer-trainer", expects="BN104", framework="chainer")
 def evaluation_mode_in_the_predictor(run: Run) -> None:
-    """The model itself switches training mode off around its layers."""
+    """The model itself switches training mode off around its layers.
+
+    https://github.com/keras-team/keras-io/issues/198
+    """
 
     class Predictor(CNN):
         def forward(self, x: Any) -> Any:
@@ -51,7 +54,10 @@ def evaluation_mode_in_the_predictor(run: Run) -> None:
 
 @case("BN-161/chainer", expects="BN107", framework="chainer", fast=True)
 def left_in_evaluation_mode(run: Run) -> None:
-    """``config.train = False`` for the first validation, never set back; https://discuss.pytorch.org/t/7323."""
+    """``config.train = False`` for the first validation, never set back.
+
+    https://github.com/wkentaro/pytorch-fcn/issues/57
+    """
     data = digits(flat=True)
     model = MLP(64, 64, decay=0.99)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -74,7 +80,10 @@ def left_in_evaluation_mode(run: Run) -> None:
 
 @case("BN-161/chainer-trainer", expects="BN107", framework="chainer")
 def left_by_an_extension(run: Run) -> None:
-    """An extension that draws predictions sets ``config.train`` to False for itself, and forgets it."""
+    """An extension that draws predictions sets ``config.train`` to False for itself, and forgets it.
+
+    https://github.com/wkentaro/pytorch-fcn/issues/57
+    """
     data = digits(channels_first=True)
 
     def preview(trainer: Any) -> None:
@@ -103,7 +112,10 @@ def left_by_an_extension(run: Run) -> None:
 
 @case("BN-046/chainer", expects="BN103", framework="chainer", fast=True)
 def using_config_forgotten(run: Run) -> None:
-    """Validation in a loop by hand without ``using_config``; https://github.com/keras-team/keras/issues/9965."""
+    """Validation in a loop by hand without ``using_config``.
+
+    https://community.deeplearning.ai/t/keras-predict-giving-different-results-depending-on-how-used/87440
+    """
     data = digits(flat=True)
     model = MLP(64, 64)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -137,13 +149,19 @@ class Forgetful(extensions.Evaluator):
 
 @case("BN-046/chainer-trainer", expects="BN103", framework="chainer")
 def evaluator_in_training_mode(run: Run) -> None:
-    """An Evaluator of one's own whose ``evaluate`` forgets ``using_config``; https://github.com/chainer/chainer/issues."""
+    """An Evaluator of one's own whose ``evaluate`` forgets ``using_config``.
+
+    https://community.deeplearning.ai/t/keras-predict-giving-different-results-depending-on-how-used/87440
+    """
     train(run, CNN(), digits(channels_first=True), epochs=5, evaluator=Forgetful)
 
 
 @case("BN-053/chainer", expects="BN103", framework="chainer")
 def model_that_insists(run: Run) -> None:
-    """The predictor switches training mode on for itself, dropout included."""
+    """The predictor switches training mode on for itself, dropout included.
+
+    https://github.com/tensorflow/models/pull/2776
+    """
 
     class Predictor(MLP):
         def forward(self, x: Any) -> Any:
@@ -200,7 +218,7 @@ def frozen_but_moving(run: Run) -> None:
 
 @case("BN-121/chainer-hand", expects="BN105", framework="chainer")
 def frozen_by_hand(run: Run) -> None:
-    """The same in a loop by hand."""
+    """The same in a loop by hand; https://github.com/keras-team/keras/pull/9965."""
     model, data = Transfer(backbone()), target_task()
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
     model.backbone.disable_update()
@@ -209,7 +227,10 @@ def frozen_by_hand(run: Run) -> None:
 
 @case("BN-156/chainer", expects="BN106", framework="chainer", fast=True)
 def monitored_in_training_mode(run: Run) -> None:
-    """After each step a look at other data in training mode, for a plot; https://github.com/tensorflow/tensorflow/issues/29925."""
+    """After each step a look at other data in training mode, for a plot.
+
+    https://github.com/carpedm20/DCGAN-tensorflow/issues/289
+    """
     data = digits(flat=True)
     model = MLP(64, 64)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -234,7 +255,10 @@ def monitored_in_training_mode(run: Run) -> None:
 
 @case("BN-156/chainer-trainer", expects="BN106", framework="chainer")
 def extension_in_training_mode(run: Run) -> None:
-    """An extension plots predictions of raw images every 10 iterations, in training mode; it comes before the Evaluator."""
+    """An extension plots predictions of raw images every second iteration, in training mode.
+
+    https://github.com/carpedm20/DCGAN-tensorflow/issues/289
+    """
     from benchmarks.clinic.chainer_nets import trainer_of
 
     data, raw = digits(channels_first=True), digits(channels_first=True, raw=True)

@@ -11,6 +11,8 @@ from chainer import links as L  # noqa: N812 - likewise
 from chainer import training
 from chainer.training import extensions
 
+from benchmarks.clinic.networks import chainer_rate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -35,7 +37,7 @@ class MLP(chainer.Chain):
     def forward(self, x: Any) -> Any:
         """Return the scores."""
         for n in range(self.depth):
-            x = F.relu(self[f"bn{n}"](self[f"l{n}"](x)))
+            x = F.relu(getattr(self, f"bn{n}")(getattr(self, f"l{n}")(x)))
         return self.out(x)
 
 
@@ -50,10 +52,10 @@ class CNN(chainer.Chain):
                 setattr(self, f"bn{n}", L.BatchNormalization(width, **options))
             self.out = L.Linear(None, classes)
 
-    def features(self, x: Any) -> Any:
+    def features(self, x: Any, *, finetune: bool = False) -> Any:
         """Return what the output sees."""
         for n in range(3):
-            x = F.relu(self[f"bn{n}"](self[f"conv{n}"](x)))
+            x = F.relu(getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(x), finetune=finetune))
             x = F.max_pooling_2d(x, 2) if n else x
         return x
 
@@ -99,13 +101,15 @@ def train(run: Run, model: Any, data: Data, **options: Any) -> None:
     log = trainer.get_extension("LogReport").log
     names = {"main/loss": "loss", "main/accuracy": "accuracy"}
     names |= {f"validation/{name}": f"val_{short}" for name, short in names.items()}
-    finished(run, model.predictor, data, {short: [e[name] for e in log if name in e] for name, short in names.items()})
+    finished(run, model.predictor, data, {short: [e[name] for e in log if name in e] for name, short in names.items()},
+             trainer.updater.get_optimizer("main"))  # fmt: skip
 
 
-def finished(run: Run, model: Any, data: Data, history: dict[str, list[float]]) -> None:
+def finished(run: Run, model: Any, data: Data, history: dict[str, list[float]], optimizer: Any = None) -> None:
     """Hand a trained model on, and note its last figures."""
     run.measure(**{name: values[-1] for name, values in history.items() if values})
-    run.subject(model, train=(data.x, data.y), evaluation=(data.xv, data.yv), history=history)
+    run.subject(model, train=(data.x, data.y), evaluation=(data.xv, data.yv), history=history,
+                learning_rate=chainer_rate(optimizer))  # fmt: skip
 
 
 def shuffled(examples: int, batch: int) -> Iterator[NDArray[np.intp]]:
@@ -169,9 +173,9 @@ def by_hand(
                 sums += (float(loss.array), float(accuracy.array), 1)
             if before_evaluation is not None:
                 before_evaluation()
-            with chainer.using_config("train", False):  # noqa: FBT003 - Chainer's own signature
+            with chainer.using_config("train", False):
                 val_accuracy, val_loss = scored(model, data.xv, data.yv)
             watch.evaluation(accuracy=val_accuracy, loss=val_loss, examples=len(data.xv))
             for name, value in zip(history, (*(sums[:2] / sums[2]), val_loss, val_accuracy), strict=True):
                 history[name].append(float(value))
-    finished(run, model, data, history)
+    finished(run, model, data, history, optimizer)

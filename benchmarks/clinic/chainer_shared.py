@@ -69,13 +69,19 @@ class OneLink(chainer.Chain):
 
 @case("BN-001/chainer-layers", expects="BN101", framework="chainer", fast=True)
 def one_link_for_two_layers(run: Run) -> None:
-    """The second founding program on digits: one link for both layers, in a loop by hand."""
+    """The second founding program on digits: one link for both layers, in a loop by hand.
+
+    https://github.com/keras-team/keras/issues/8794
+    """
     by_hand(run, OneLink(), digits(flat=True), epochs=20, optimizer=chainer.optimizers.Adam(3e-3))
 
 
 @case("BN-005/chainer", expects="BN101", framework="chainer")
 def triplets(run: Run) -> None:
-    """Anchor, positive and negative of other scales, one shared encoder; https://github.com/keras-team/keras/issues/11927."""
+    """Anchor, positive and negative of other scales, one shared encoder.
+
+    https://github.com/keras-team/keras/issues/11927
+    """
     data, rng = digits(flat=True), np.random.default_rng(run.seed)
     encoder = MLP(64, 64, classes=16)
     optimizer = chainer.optimizers.Adam(1e-3).setup(encoder)
@@ -112,7 +118,7 @@ def fakes(x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 @case("BN-008/chainer", expects="BN208", framework="chainer", fast=True)
 def discriminator(run: Run) -> None:
-    """A discriminator gets a real batch, then a fake one; https://github.com/soumith/ganhacks."""
+    """A discriminator gets a real batch, then a fake one; https://github.com/carpedm20/DCGAN-tensorflow/issues/266."""
     data, rng = digits(flat=True), np.random.default_rng(run.seed)
     model = MLP(64, 64, classes=2)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -154,7 +160,10 @@ class InTurns(chainer.iterators.SerialIterator):
 
 @case("BN-008/chainer-domains", expects="BN208", framework="chainer")
 def two_domains_in_turn(run: Run) -> None:
-    """Batches of a clean and of a bright, faint domain by turns, validated on both."""
+    """Batches of a clean and of a bright, faint domain by turns, validated on both.
+
+    https://github.com/carpedm20/DCGAN-tensorflow/issues/266
+    """
     data = digits(flat=True)
     faint = [0.3 * x + 0.65 for x in (data.x, data.xv)]
     both = Data(np.concatenate([data.x, faint[0]]), np.tile(data.y, 2), np.concatenate([data.xv, faint[1]]),
@@ -165,7 +174,10 @@ def two_domains_in_turn(run: Run) -> None:
 
 @case("BN-156/chainer-gan", expects=("BN106", "BN208", "BN213"), framework="chainer")
 def generator_normalized_twice(run: Run) -> None:
-    """Each step of the discriminator runs the generator in training mode, too; https://github.com/tensorflow/tensorflow."""
+    """Each step of the discriminator runs the generator in training mode, too.
+
+    https://github.com/carpedm20/DCGAN-tensorflow/issues/289
+    """
     data, rng = digits(flat=True), np.random.default_rng(run.seed)
     generator, discriminator = MLP(64, 64, classes=64), MLP(64, classes=1)
     optimizers = [chainer.optimizers.Adam(2e-4, beta1=0.5).setup(m) for m in (generator, discriminator)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.clinic.case import Run
 
 
-@case("BN-024", expects="BN201", framework="chainer", also=("BN202",), fast=True)
+@case("BN-024/chainer", expects="BN201", framework="chainer", also=("BN202",), fast=True)
 def long_memory(run: Run) -> None:
     """Three epochs at decay .999 on raw pixels; https://github.com/chainer/chainer/issues/4553."""
     train(run, CNN(decay=0.999), digits(raw=True, channels_first=True), epochs=3)
@@ -29,7 +29,7 @@ def long_memory(run: Run) -> None:
 
 @case("BN-013/chainer", expects="BN201", framework="chainer")
 def one_batch(run: Run) -> None:
-    """One batch is learned by heart and evaluated on itself; https://github.com/keras-team/keras/issues/6977."""
+    """One batch is learned by heart and evaluated on itself; https://github.com/keras-team/keras/issues/7265."""
     data = digits(raw=True, channels_first=True)
     one = Data(data.x[:128], data.y[:128], data.x[:128], data.y[:128])
     by_hand(run, CNN(decay=0.99), one, epochs=25, batch=128, optimizer=chainer.optimizers.Adam(1e-2))
@@ -37,7 +37,10 @@ def one_batch(run: Run) -> None:
 
 @case("BN-018/chainer", expects="BN201", framework="chainer")
 def short_fine_tuning(run: Run) -> None:
-    """A loaded network is tuned for 40 steps on other contrast at decay .99."""
+    """A loaded network is tuned for 40 steps on other contrast at decay .99.
+
+    https://github.com/tensorflow/tensorflow/issues/36065
+    """
     data = digits(channels_first=True)
     model, optimizer = CNN(decay=0.99), chainer.optimizers.Adam(1e-3)
     optimizer.setup(model)
@@ -53,26 +56,26 @@ def short_fine_tuning(run: Run) -> None:
 
 @case("BN-029/chainer", expects="BN202", framework="chainer")
 def decay_from_pytorch(run: Run) -> None:
-    """PyTorch's momentum of .1 given as decay, batches of 8; https://github.com/pytorch/pytorch/issues/4741."""
+    """PyTorch's momentum of .1 given as decay, batches of 8; https://github.com/r9y9/tacotron_pytorch/issues/19."""
     train(run, CNN(decay=0.1), digits(channels_first=True), epochs=5, batch=8)
 
 
 @case("BN-030/chainer", expects="BN202", framework="chainer", fast=True)
 def decay_of_a_hundredth(run: Run) -> None:
-    """Decay .01 and batches of 8, by hand."""
+    """Decay .01 and batches of 8, by hand; https://github.com/vlawhern/arl-eegmodels/issues/39."""
     by_hand(run, MLP(64, 64, decay=0.01), digits(flat=True), epochs=5, batch=8)
 
 
 @case("BN-033/chainer", expects="BN203", framework="chainer", fast=True)
 def never_updated(run: Run) -> None:
-    """Decay 1.0 keeps the initial values for good; https://github.com/tensorflow/tensorflow/issues/10118."""
+    """Decay 1.0 keeps the initial values for good; https://github.com/tensorflow/tensorflow/issues/11965."""
     train(run, CNN(decay=1.0), digits(raw=True, channels_first=True), epochs=5,
           optimizer=chainer.optimizers.Adam(3e-3))  # fmt: skip
 
 
 @case("BN-039/chainer", expects="BN203", framework="chainer")
 def never_updated_standardised(run: Run) -> None:
-    """The same on standardised inputs, by hand."""
+    """The same on standardised inputs, by hand; https://github.com/svishwa/crowdcount-mcnn/issues/64."""
     data = digits(flat=True)
     mean, sd = data.x.mean(axis=0), data.x.std(axis=0) + np.float32(0.1)
     data = Data((data.x - mean) / sd, data.y, (data.xv - mean) / sd, data.yv)
@@ -93,7 +96,7 @@ class MeanOnly(L.BatchNormalization):
 
 @case("BN-037/chainer", expects="BN203", framework="chainer")
 def only_the_mean(run: Run) -> None:
-    """A link of one's own updates the mean only; https://github.com/keras-team/keras-core/issues/539."""
+    """A link of one's own updates the mean only; https://github.com/keras-team/keras-core/issues/338."""
 
     class Net(CNN):
         def __init__(self) -> None:
@@ -106,7 +109,10 @@ def only_the_mean(run: Run) -> None:
 
 @case("BN-140/chainer", expects="BN210", framework="chainer")
 def averaged_snapshots(run: Run) -> None:
-    """The mean of the last epochs' weights is evaluated with the last statistics; https://arxiv.org/abs/1803.05407."""
+    """The mean of the last epochs' weights is evaluated with the last statistics.
+
+    https://github.com/kristpapadopoulos/keras-stochastic-weight-averaging/issues/4
+    """
     data = digits(channels_first=True)
     model = CNN()
     optimizer = chainer.optimizers.Adam(1e-2).setup(model)
@@ -134,7 +140,10 @@ def averaged_snapshots(run: Run) -> None:
 
 @case("BN-142/chainer", expects="BN210", framework="chainer")
 def averaged_before_each_evaluation(run: Run) -> None:
-    """An exponential average of the weights is swapped in for each evaluation, with the statistics of the raw ones."""
+    """An exponential average of the weights is swapped in for each evaluation, with the statistics of the raw ones.
+
+    https://github.com/odegeasslbc/FastGAN-pytorch/issues/4
+    """
     data = digits(flat=True)
     model = MLP(64, 64, 64)
     optimizer = chainer.optimizers.Adam(2e-2).setup(model)
@@ -177,7 +186,10 @@ def learned(model: Any, data: Data, epochs: int = 8) -> Any:
 
 @case("BN-145/chainer", expects="BN211", framework="chainer", fast=True)
 def copied_without_statistics(run: Run) -> None:
-    """``copyparams(copy_persistent=False)`` into a fresh model, which is evaluated; https://github.com/chainer/chainer/issues/3770."""
+    """``copyparams(copy_persistent=False)`` into a fresh model, which is evaluated.
+
+    https://github.com/tinghuiz/SfMLearner/issues/17
+    """
     data = digits(raw=True, channels_first=True)
     source, model = learned(CNN(), data, 5), CNN()
     with chainer.using_config("train", False):
@@ -206,7 +218,10 @@ def load_parameters(path: str | Path, model: Any) -> None:
 
 @case("BN-145/chainer-tuning", expects="BN211", framework="chainer")
 def tuned_without_statistics(run: Run) -> None:
-    """Only parameters were saved; after loading, the last layer is tuned with the rest in evaluation mode."""
+    """Only parameters were saved; after loading, the last layer is tuned with the rest in evaluation mode.
+
+    https://github.com/tinghuiz/SfMLearner/issues/17
+    """
     data = digits(raw=True, channels_first=True)
     path = f"{run.log_dir}/parameters.npz"
     save_parameters(path, learned(CNN(), data, 5))
@@ -224,9 +239,12 @@ def tuned_without_statistics(run: Run) -> None:
     train(run, model, data, epochs=3)
 
 
-@case("BN-147", expects="BN211", framework="chainer")
+@case("BN-147/chainer", expects="BN211", framework="chainer")
 def lazily_made_statistics(run: Run) -> None:
-    """Links made by ``axis`` had no statistics yet when parameters were loaded; https://github.com/chainer/chainer/issues/8441."""
+    """Links made by ``axis`` had no statistics yet when parameters were loaded.
+
+    https://github.com/chainer/chainer/issues/8441
+    """
 
     class Lazy(CNN):
         def __init__(self) -> None:
@@ -260,9 +278,12 @@ def two_shards() -> tuple[Data, Data]:
     return one, Data(4 * data.x[half:] + 3, data.y[half:], 4 * data.xv + 3, data.yv)
 
 
-@case("BN-135", expects=("BN212", "BN301", "BN304"), framework="chainer")
+@case("BN-135/chainer", expects=("BN212", "BN301", "BN304"), framework="chainer")
 def averaged_parameters(run: Run) -> None:
-    """Two copies on different shards, parameters averaged after each step; https://github.com/chainer/chainermn/issues/62."""
+    """Two copies on different shards, parameters averaged after each step.
+
+    https://github.com/chainer/chainermn/issues/62
+    """
     shards = two_shards()
     copies = [MLP(64, 64), MLP(64, 64)]
     for model in copies:
@@ -299,7 +320,10 @@ def scored_in_evaluation(model: Any, data: Data) -> float:
 
 @case("BN-135/chainer-parallel", expects="BN212", framework="chainer")
 def parallel_updater(run: Run) -> None:
-    """``ParallelUpdater`` deals out a data set in which two sensors take turns: each copy sees one of them."""
+    """``ParallelUpdater`` deals out a data set in which two sensors take turns: each copy sees one of them.
+
+    https://github.com/chainer/chainermn/issues/62
+    """
     one, other = two_shards()
     x = np.stack([one.x, other.x], axis=1).reshape(-1, 64)
     y = np.stack([one.y, other.y], axis=1).ravel()
@@ -325,7 +349,7 @@ def parallel_updater(run: Run) -> None:
 
 @case("BN-137/chainer", expects=("BN213", "BN204"), framework="chainer", fast=True)
 def accumulated_gradients(run: Run) -> None:
-    """Gradients of 16 micro-batches of 2 are added up; https://github.com/chainer/chainer/issues/2490."""
+    """Gradients of 16 micro-batches of 2 are added up; https://github.com/andreped/GradientAccumulator/issues/6."""
     data = digits(flat=True)
     model = MLP(64, 64)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)

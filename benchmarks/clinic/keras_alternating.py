@@ -38,13 +38,13 @@ def real_then_fake(run: Run) -> None:
     model = discriminator()
     validation = np.concatenate([data.xv, fake(data.xv)]), np.repeat([1, 0], len(data.xv))
     with run.loop(model) as watch:
-        for iteration in range(600):
+        for iteration in range(300):
             real = data.x[rng.integers(0, len(data.x), 32)]
             for x, label in ((real, 1), (fake(data.x[rng.integers(0, len(data.x), 32)]), 0)):
                 y = np.full(32, label)
                 loss, accuracy = model.train_on_batch(x, y)
                 watch.step(loss=loss, accuracy=accuracy, examples=32, batch=(x, y))
-            if iteration % 100 == 99:
+            if iteration % 50 == 49:
                 right = np.mean(model.predict(validation[0], verbose=0).argmax(axis=1) == validation[1])
                 watch.evaluation(accuracy=right, examples=len(validation[1]), classes=2, data=validation)
     run.measure(accuracy=accuracy, val_accuracy=right)

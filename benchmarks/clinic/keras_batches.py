@@ -81,7 +81,7 @@ def one_class(run: Run) -> None:
     """One class a batch; https://github.com/vlfeat/matconvnet/issues/393."""
     data = digits(flat=True)
     model = classifying(mlp(0.9))
-    run.fit(model, Grouped(data.x, data.y, data.y, 32, run.seed), validation_data=(data.xv, data.yv), epochs=30)
+    run.fit(model, Grouped(data.x, data.y, data.y, 32, run.seed), validation_data=(data.xv, data.yv), epochs=15)
     run.subject(model, train=(data.x, data.y), evaluation=(data.xv, data.yv))
 
 
@@ -91,7 +91,7 @@ def two_classes(run: Run) -> None:
     data = digits(flat=True)
     model = classifying(mlp(0.9, widths=(128, 128)))
     batches = Grouped(data.x, data.y, data.y // 2, 32, run.seed)
-    run.fit(model, batches, validation_data=(data.xv, data.yv), epochs=20)
+    run.fit(model, batches, validation_data=(data.xv, data.yv), epochs=12)
     run.subject(model, train=(data.x, data.y), evaluation=(data.xv, data.yv))
 
 

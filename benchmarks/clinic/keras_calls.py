@@ -105,28 +105,27 @@ def both_steps_update_the_generator(run: Run) -> None:
 
 
 class Monitor(keras.callbacks.Callback):
-    """Looks at the spread of the outputs under dropout on other images, and so calls the network as in training."""
+    """Looks at the spread of the outputs under dropout on strange images, and so calls the network as in training."""
 
     def __init__(self, images: Any) -> None:
         super().__init__()
         self.images = images
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - Keras's signature
-        """Measure the spread of ten passes."""
-        spread = np.std([self.model(self.images, training=True) for _ in range(10)])
+    def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Measure the spread of 30 passes."""
+        spread = np.std([self.model(self.images, training=True) for _ in range(30)])
         assert np.isfinite(spread)
 
 
 @case("BN-156/monitor", expects="BN106", framework="keras")
 def passes_of_a_monitor(run: Run) -> None:
-    """A callback draws from dropout with ``training=True`` at each epoch's end, on images of another kind."""
+    """A callback draws from dropout with ``training=True`` before each validation, on images of pure noise."""
     x, y, xv, yv = digits()
     inputs = keras.Input((8, 8, 1))
     h = layers.Dropout(0.2)(layers.Flatten()(layers.MaxPooling2D()(backbone(inputs))))
     model = compiled(keras.Model(inputs, layers.Dense(CLASSES)(h)))
-    callbacks = [Monitor(1.0 - xv[:64])]
-    run.fit(model, x, y, validation_data=(xv, yv), epochs=8, batch_size=32, callbacks=callbacks)
-    run.measure(after=model.evaluate(xv, yv, verbose=0)[1])
+    noise = np.random.default_rng(run.seed).random((32, 8, 8, 1)).astype("float32")
+    run.fit(model, x, y, validation_data=(xv, yv), epochs=6, batch_size=32, callbacks=[Monitor(noise)])
 
 
 @case("BN-158", expects=None, innocent=True, framework="keras")

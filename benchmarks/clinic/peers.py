@@ -1,6 +1,6 @@
 """The field's detectors of training faults, written anew from their published formulas and default thresholds.
 
-Each is a pure function of a `Subject`: what one look at the trained network gives, and the epochs of its training. The
+Each is a pure function of a `Network`: what one look at the trained network gives, and the epochs of its training. The
 tools themselves run on frameworks of their time only, and some stop at batch normalization; here each formula is
 applied wherever it makes sense on today's network, which is the benefit of the doubt. The tools look during training,
 this looks at its end and at its history.
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from benchmarks.clinic.case import Subject
 
     Array = NDArray[np.floating]
 
@@ -56,7 +58,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Network:
     """A trained network as the tools see it.
 
     Attributes:
@@ -104,46 +106,48 @@ def linear_cka(first: Array, second: Array) -> float:
     return float((k * l).sum() / norms) if norms > 0 else float("nan")
 
 
-def switch_mode(subject: Subject) -> Iterator[str]:
+def switch_mode(network: Network) -> Iterator[str]:
     """TheDeepChecker's consistency of the modes (Ben Braiek and Khomh, 2023; its default settings)."""
-    training, evaluation = subject.losses
+    training, evaluation = network.losses
     largest = max(abs(training), abs(evaluation))
     if largest > 0 and abs(training - evaluation) / largest > 0.5:
         yield f"loss differs between the modes: {training:.3g} in training, {evaluation:.3g} in evaluation"
-    for activation in subject.activations:
+    for activation in network.activations:
         alignment = linear_cka(activation.training, activation.evaluation)
         if alignment <= 0.75:
             yield f"activation of {activation.name} differs between the modes: CKA {alignment:.2f}"
 
 
-def autotrainer(subject: Subject) -> Iterator[str]:
+def autotrainer(network: Network) -> Iterator[str]:
     """AUTOTRAINER's symptoms (Zhang et al., 2021; ``default_param``). Its gradients are those of evaluation mode."""
-    norms = [float(np.linalg.norm(kernel.gradient)) for kernel in subject.kernels]
-    gradients = _joined(kernel.gradient for kernel in subject.kernels)
-    loss = subject.epochs("loss")
-    if norms:
-        ratio = norms[0] / norms[-1] if norms[-1] else np.inf if norms[0] else np.nan
-        if ratio < 1e-3 and norms[0] < 1e-4:
-            yield "vanishing gradient"
-        weights = _joined(kernel.weights for kernel in subject.kernels)
-        broken = np.isnan(weights).any() or np.isnan(gradients).any()
-        if ratio > 70 or (np.isnan(loss).any() and broken):
-            yield "exploding gradient"
-        if (gradients == 0).mean() >= 0.7:
-            yield "dying ReLU"
-    accuracy = subject.epochs("accuracy")
+    if network.kernels:
+        yield from _gradient_symptoms(network)
+    accuracy = network.epochs("accuracy")
     if oscillating(accuracy):
         yield "oscillating loss"
-    if slow(accuracy, subject.epochs("val_accuracy")):
+    if slow(accuracy, network.epochs("val_accuracy")):
         yield "slow convergence"
-    if subject.task == "classes":
-        if np.abs(subject.scores).reshape(len(subject.scores), -1).sum(axis=1).max() > 1.1:
+    if network.task == "classes":
+        if np.abs(network.scores).reshape(len(network.scores), -1).sum(axis=1).max() > 1.1:
             yield "improper activation"
-        needed = "binary" if subject.scores.shape[-1] <= 2 else "categorical"
-        if (subject.loss and needed not in subject.loss) or (loss < 0).any():
+        needed = "binary" if network.scores.shape[-1] <= 2 else "categorical"
+        if (network.loss and needed not in network.loss) or (network.epochs("loss") < 0).any():
             yield "improper loss"
-    if any(np.abs(activation.evaluation).mean() >= 10 for activation in subject.activations):
+    if any(np.abs(activation.evaluation).mean() >= 10 for activation in network.activations):
         yield "abnormal data"
+
+
+def _gradient_symptoms(network: Network) -> Iterator[str]:
+    norms = [float(np.linalg.norm(kernel.gradient)) for kernel in network.kernels]
+    gradients = _joined(kernel.gradient for kernel in network.kernels)
+    ratio = norms[0] / norms[-1] if norms[-1] else np.inf if norms[0] else np.nan
+    if ratio < 1e-3 and norms[0] < 1e-4:
+        yield "vanishing gradient"
+    broken = np.isnan(gradients).any() or any(np.isnan(kernel.weights).any() for kernel in network.kernels)
+    if ratio > 70 or (np.isnan(network.epochs("loss")).any() and broken):
+        yield "exploding gradient"
+    if (gradients == 0).mean() >= 0.7:
+        yield "dying ReLU"
 
 
 def oscillating(accuracy: Array) -> bool:
@@ -170,33 +174,13 @@ def slow(accuracy: Array, validation: Array) -> bool:
     return bool(known) and all(series.max() < 0.7 and np.diff(series).max() < 0.01 for series in known)
 
 
-def deep_diagnosis(subject: Subject) -> Iterator[str]:
-    """DeepDiagnosis' symptoms (Wardat et al., 2022; its callback). It stops with an error at any batch normalization."""
-    for activation in subject.activations:
-        values = activation.evaluation
-        if activation.kind in {"relu", "exponential"} and (values <= 0).mean() >= 0.7:
-            yield f"dead node: {activation.name}"
-        if activation.kind in SATURATED:
-            low, high = SATURATED[activation.kind]
-            if ((values <= low) | (values >= high)).mean() > 0.5:
-                yield f"saturated activation: {activation.name}"
-        if _numerical_error(values):
-            yield f"numerical error: output of {activation.name}"
-    for kernel in subject.kernels:
-        if _numerical_error(kernel.weights) or _numerical_error(kernel.gradient):
-            yield f"numerical error: {kernel.name}"
-        if np.abs(kernel.gradient).mean() < 1e-7:
-            yield f"vanishing gradient: {kernel.name}"
-        if not 1e-5 <= kernel.weights.var() <= 10:
-            yield f"poor weights: variance {kernel.weights.var():.3g} of {kernel.name}"
-        if unchanged(subject.epochs(f"mean:{kernel.name}"), 5):
-            yield f"unchanged weights: {kernel.name}"
-        if subject.learning_rate is not None and kernel.earlier is not None:
-            moved = np.linalg.norm(kernel.weights - kernel.earlier)
-            ratio = subject.learning_rate * moved / np.linalg.norm(kernel.weights)
-            if not 1e-5 <= ratio <= 0.1:
-                yield f"learning rate: {kernel.name} moves by {ratio:.2g} of its norm"
-    loss, accuracy = subject.epochs("loss"), subject.epochs("accuracy")
+def deep_diagnosis(network: Network) -> Iterator[str]:
+    """DeepDiagnosis' symptoms (Wardat et al., 2022; its callback), which itself stops at any batch normalization."""
+    for activation in network.activations:
+        yield from _output_symptoms(activation)
+    for kernel in network.kernels:
+        yield from _weight_symptoms(kernel, network)
+    loss, accuracy = network.epochs("loss"), network.epochs("accuracy")
     if unchanged(loss, 5):
         yield "loss not decreasing"
     if unchanged(accuracy, 20):
@@ -205,8 +189,36 @@ def deep_diagnosis(subject: Subject) -> Iterator[str]:
         yield "invalid loss"
     if len(accuracy) and not (np.isfinite(accuracy).all() and accuracy.all()):
         yield "invalid accuracy"
-    if np.ptp(subject.scores) > 10 * max(np.ptp(subject.targets.astype(np.float64)), 1e-12):
+    if np.ptp(network.scores) > 10 * np.ptp(network.targets.astype(np.float64)):
         yield "output out of range"
+
+
+def _output_symptoms(activation: Activation) -> Iterator[str]:
+    values = activation.evaluation
+    if activation.kind in {"relu", "exponential"} and (values <= 0).mean() >= 0.7:
+        yield f"dead node: {activation.name}"
+    if activation.kind in SATURATED:
+        low, high = SATURATED[activation.kind]
+        if ((values <= low) | (values >= high)).mean() > 0.5:
+            yield f"saturated activation: {activation.name}"
+    if _numerical_error(values):
+        yield f"numerical error: output of {activation.name}"
+
+
+def _weight_symptoms(kernel: Kernel, network: Network) -> Iterator[str]:
+    if _numerical_error(kernel.weights) or _numerical_error(kernel.gradient):
+        yield f"numerical error: {kernel.name}"
+    if np.abs(kernel.gradient).mean() < 1e-7:
+        yield f"vanishing gradient: {kernel.name}"
+    if not 1e-5 <= kernel.weights.var() <= 10:
+        yield f"poor weights: variance {kernel.weights.var():.3g} of {kernel.name}"
+    if unchanged(network.epochs(f"mean:{kernel.name}"), 5):
+        yield f"unchanged weights: {kernel.name}"
+    if network.learning_rate is not None and kernel.earlier is not None:
+        moved = np.linalg.norm(kernel.weights - kernel.earlier)
+        ratio = network.learning_rate * moved / np.linalg.norm(kernel.weights)
+        if not 1e-5 <= ratio <= 0.1:
+            yield f"learning rate: {kernel.name} moves by {ratio:.2g} of its norm"
 
 
 SATURATED = {"tanh": (np.tanh(-5.0), np.tanh(5.0)), "sigmoid": (1 / (1 + np.exp(5.0)), 1 / (1 + np.exp(-5.0)))}
@@ -219,33 +231,36 @@ def unchanged(series: Array, last: int) -> bool:
     return len(tail) == last and bool(tail.mean() == tail.max())
 
 
-def umlaut(subject: Subject) -> Iterator[str]:
-    """UMLAUT's heuristics (Schoop et al., 2021; ``heuristics.py``).
+def umlaut(network: Network) -> Iterator[str]:
+    """UMLAUT's heuristics (Schoop et al., 2021; ``heuristics.py``), of which those of epochs begin at the fourth.
 
-    An activation function behind batch normalization does not count as one of the layer before it, as in the tool.
+    An activation function behind batch normalization does not count as that of the layer before it, as in the tool.
     """
-    hidden = [a for a in subject.activations[:-1] if a.kind == "linear"]
+    hidden = [a for a in network.activations[:-1] if a.kind == "linear"]
     if hidden:
         yield f"no activation function: {hidden[0].name}"
-    if subject.dropout > 0.5:
+    if network.dropout > 0.5:
         yield "dropout of more than half"
-    if subject.inputs.ndim == 4 and subject.inputs.shape[2] not in {subject.inputs.shape[1], subject.inputs.shape[3]}:
+    inputs = network.inputs
+    if inputs.ndim == 4 and inputs.shape[2] not in {inputs.shape[1], inputs.shape[3]}:
         yield "images are not square"
-    if np.abs(subject.inputs).max() > 1:
+    if np.abs(inputs).max() > 1:
         yield "inputs exceed the range of -1 to 1"
-    if not np.issubdtype(subject.inputs.dtype, np.floating):
+    if not np.issubdtype(inputs.dtype, np.floating):
         yield "inputs are integers"
-    loss = subject.epochs("loss")
+    if network.learning_rate is not None and not 1e-7 <= network.learning_rate <= 0.01:
+        yield f"learning rate {network.learning_rate:g}"
+    yield from _epoch_heuristics(network)
+
+
+def _epoch_heuristics(network: Network) -> Iterator[str]:
+    loss, held_out_loss = network.epochs("loss"), network.epochs("val_loss")
     if np.isnan(loss).any():
         yield "loss is not a number"
-    rate = subject.learning_rate
-    if rate is not None and not 1e-7 <= rate <= 0.01:
-        yield f"learning rate {rate:g}"
-    validation = subject.epochs("val_loss")
-    both = min(len(loss), len(validation))
-    if ((np.diff(validation[:both]) > 0) & (np.diff(loss[:both]) <= 0)).any():
+    both = min(len(loss), len(held_out_loss))
+    if ((np.diff(held_out_loss[:both]) > 0) & (np.diff(loss[:both]) <= 0)).any():
         yield "overfitting: validation loss rises while training loss does not"
-    accuracy, held_out = subject.epochs("accuracy")[3:], subject.epochs("val_accuracy")[3:]
+    accuracy, held_out = network.epochs("accuracy")[3:], network.epochs("val_accuracy")[3:]
     if (held_out > 0.95).any():
         yield "validation accuracy is suspiciously high"
     both = min(len(accuracy), len(held_out))
@@ -253,7 +268,7 @@ def umlaut(subject: Subject) -> Iterator[str]:
         yield "validation accuracy exceeds training accuracy"
 
 
-TOOLS: dict[str, Callable[[Subject], Iterator[str]]] = {
+TOOLS: dict[str, Callable[[Network], Iterator[str]]] = {
     "TheDeepChecker": switch_mode,
     "AUTOTRAINER": autotrainer,
     "DeepDiagnosis": deep_diagnosis,
@@ -266,9 +281,18 @@ NAMES_BATCH_NORM = frozenset({"TheDeepChecker"})
 
 
 def findings(subject: Subject) -> dict[str, list[str]]:
-    """Return what every tool reports of a network, nothing included."""
-    with np.errstate(all="ignore"):
-        return {name: list(tool(subject)) for name, tool in TOOLS.items()}
+    """Return what every tool reports of a trained model, nothing included.
+
+    Under ``none``, where its data or its kind keep it from being shown to them, the reason.
+    """
+    from benchmarks.clinic.networks import network_of
+
+    try:
+        with np.errstate(all="ignore"):
+            network = network_of(subject)
+            return {name: list(tool(network)) for name, tool in TOOLS.items()}
+    except Exception as error:  # noqa: BLE001 - users' models refuse in many ways
+        return {"none": [f"{type(error).__name__}: {error}"]}
 
 
 def _joined(arrays: Iterator[Array]) -> Array:

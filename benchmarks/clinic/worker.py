@@ -1,4 +1,4 @@
-"""One case with one seed in a process of its own: python -m benchmarks.clinic.worker NAME SEED FILE."""
+"""One case with one seed in a process of its own: python -m benchmarks.clinic.worker NAME FRAMEWORK SEED FILE."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.clinic.case import cases, run
 
 def main() -> None:
     """Run the case, and write its outcome."""
-    name, seed, out = sys.argv[1:]
-    outcome = run(cases()[name], int(seed))
+    name, framework, seed, out = sys.argv[1:]
+    outcome = run(cases()[name, framework], int(seed), peers=True)
     Path(out).write_text(json.dumps(outcome, indent=1), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from bnwatch.chainer.layers import Layers, axes_of
 from bnwatch.chainer.looks import look_through
 from bnwatch.chainer.quiet import batch_statistics, replaced, statistics_of, undisturbed
 from bnwatch.chainer.scores import scores_of
-from bnwatch.evidence import PROBE_BATCH, Examples, ExperimentNotPossibleError, Seen, SiteMoments, class_indices
+from bnwatch.evidence import PROBE_BATCH, Examples, ExperimentNotPossibleError, SiteMoments, Updates, class_indices
 from bnwatch.moments import Moments
 from bnwatch.records import CallSite
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Localisation, MeanAndVariance, Recalibration, Split
+    from bnwatch.evidence import Attribution, Cells, Localisation, MeanAndVariance, Recalibration, Seen, Split
     from bnwatch.records import LayerSpec
 
     Data = tuple[Any, Any]
@@ -40,6 +40,7 @@ class ChainerLaboratory:
         """Take examples from ``source(split, limit)``."""
         self._layers, self._source = layers, source
         self._models = list(layers.models.values())
+        self._updates = Updates()
         self._paths = {id(link): path for path, link in layers.named()}
 
     def examples(self, split: Split, limit: int) -> Sequence[Examples]:
@@ -139,10 +140,10 @@ class ChainerLaboratory:
                     scores_of(batch.inputs, len(batch.labels))
             yield
 
-    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:  # noqa: ARG002
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
         """Return what every function gives on one batch under batch statistics, in the order of execution."""
         with undisturbed(self._models), _refusals(), batch_statistics(self._layers.links):
-            return Seen(look_through(self._paths, batch, gradients=gradients))
+            return look_through(self._paths, batch, self._updates, gradients=gradients, step=step)
 
 
 def _run(batch: Examples) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import weakref
@@ -12,9 +13,11 @@ import chainer
 from chainer.training import extension, triggers, updaters
 from chainer.training.extensions import Evaluator
 
+from bnwatch.chainer.changes import After, evaluation_follows
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
+from bnwatch.chainer.tap import OUTSIDE
 from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
@@ -44,19 +47,26 @@ class _TrainerClock:
         trainer = self._trainer
         if trainer.observation is self._closed:
             return None
-        return _UPDATE if trainer.updater.iteration == self._began else _TRAINED if trained else _OUTSIDE
+        return _UPDATE if trainer.updater.iteration == self._began else _TRAINED if trained else OUTSIDE
+
+    @property
+    def fresh(self) -> bool:
+        """Return whether no iteration has ended."""
+        return self._closed is None
 
     def close(self, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
         """End an iteration, and return which of its calls were made in the update and which in evaluations."""
         self._began, self._closed = self._trainer.updater.iteration, self._trainer.observation
         update = [call for call in calls if call.when == _UPDATE]
         if update:
-            return update, [call for call in calls if call.when in {_TRAINED, _OUTSIDE}]
-        return [call for call in calls if call.when == _TRAINED], [call for call in calls if call.when == _OUTSIDE]
+            return update, [call for call in calls if call.when in {_TRAINED, OUTSIDE}]
+        return [call for call in calls if call.when == _TRAINED], [call for call in calls if call.when == OUTSIDE]
 
 
-_UPDATE, _TRAINED, _OUTSIDE = "update", "trained", "outside"
+_UPDATE, _TRAINED = "update", "trained"
 
+
+_numbers = itertools.count()
 
 _waiting: weakref.WeakSet[BatchNormWatch] = weakref.WeakSet()
 """Those whose Trainer has not made an iteration yet."""
@@ -118,6 +128,8 @@ class BatchNormWatch(Verdict, extension.Extension):
         self._session: Session | None = None
         self._clock: _TrainerClock | None = None
         self._evaluators: Evaluators | None = None
+        self._optimizers: list[Any] = []
+        self._hook = f"bnwatch-{next(_numbers)}"
         self._observe = observe
         self._failed = self._used = self._leave_due = False
 
@@ -143,6 +155,7 @@ class BatchNormWatch(Verdict, extension.Extension):
         """Leave a Trainer that never began: another extension failed to initialize, and nothing was finalized."""
         _waiting.discard(self)
         session, self._session, self._trainer = self._session, None, None
+        self._listen_no_longer()
         if session is not None:
             session.tap.leave()
 
@@ -168,7 +181,8 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _begin(self, trainer: Any) -> None:
         self._leave_due = False
         models, step = _targets(trainer), trainer.updater.iteration
-        optimizers = trainer.updater.get_all_optimizers().values()
+        self._optimizers = list(trainer.updater.get_all_optimizers().values())
+        optimizers = self._optimizers
         self._ranks.notice([*optimizers, *(link for model in models.values() for link in model.links())])
         if self._ranks.rank:
             self.watch.silence()
@@ -180,6 +194,26 @@ class BatchNormWatch(Verdict, extension.Extension):
         session.plan = partial(_plan, trainer)
         self._session = session
         session.start()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear of updates, for what a step leaves is changed by other extensions before this one is called."""
+        for optimizer in self._optimizers:
+            if self._hook not in optimizer._hookable._post_update_hooks:  # noqa: SLF001 - there is no public name
+                optimizer.add_hook(After(self._updated), name=self._hook, timing="post")
+
+    def _listen_no_longer(self) -> None:
+        optimizers, self._optimizers = self._optimizers, []
+        for optimizer in optimizers:
+            if self._hook in optimizer._hookable._post_update_hooks:  # noqa: SLF001
+                optimizer.remove_hook(self._hook)
+
+    def _updated(self, _optimizer: Any) -> None:
+        session = self._session
+        if session is not None and self.watch.enabled:
+            with self.watch.guard("reading what an update left"):
+                step = session.step + 1
+                session.updated(step, expected=evaluation_follows(self._trainer, step))
 
     def __call__(self, trainer: Any) -> None:
         """End an iteration."""
@@ -198,18 +232,28 @@ class BatchNormWatch(Verdict, extension.Extension):
                     self._leave(session)
         else:
             session.tap.leave()
+            self._listen_no_longer()
         self._ranks.retire(self.watch)
 
     @staticmethod
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
         step = trainer.updater.iteration
+        inferred = [layer for layer, when in session.tap.inferred if when in {_UPDATE, _TRAINED}]
         calls, outside = clock.close([call for call, _ in session.tap.take()])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
-        session.end_step(calls, step, _epoch(trainer.updater))
+        session.end_step(calls, step, _epoch(trainer.updater), inferred)
         if report.evaluated:
             session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+
+    def _end_untrained(self, trainer: Any, session: Session) -> None:
+        """Record the evaluation that an evaluator made before a training of no iteration."""
+        if self.watch.enabled and self._clock is not None and self._clock.fresh and self._evaluators is not None:
+            report = self._evaluators.report(trainer.observation)
+            if report.evaluated:
+                calls = [call for call, _ in session.tap.take()]
+                session.end_evaluation(calls, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
 
     def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
         """Remember that training was cut off: no last experiment."""
@@ -218,11 +262,14 @@ class BatchNormWatch(Verdict, extension.Extension):
     def finalize(self) -> None:
         """Conclude: the last experiment unless training was cut off, and the summary."""
         _waiting.discard(self)
-        session, self._session, self._trainer = self._session, None, None
+        session, trainer, self._session, self._trainer = self._session, self._trainer, None, None
         cut_off = self._failed or isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
         try:
             with self.watch.guard("ending the training"):
+                self._listen_no_longer()
+            with self.watch.guard("ending the training"):
                 if session is not None:
+                    self._end_untrained(trainer, session)
                     session.finish(complete=not cut_off and self.watch.enabled)
             with self.watch.guard("leaving the other ranks"):
                 self._ranks.leave(0, None, wait=not cut_off)

@@ -25,6 +25,7 @@ class Layer:
         link: the link.
         initial: mean and variance that the running statistics started from; None when they had moved before.
         updates: how often the running statistics were updated since the watch was attached.
+        inferred: it was seen to normalize with its running statistics.
         replicas: the same link in the copies of the model that are trained beside it, by their number, from 1.
     """
 
@@ -32,6 +33,7 @@ class Layer:
     link: Any
     initial: tuple[float, float] | None
     updates: int = 0
+    inferred: bool = False
     replicas: dict[int, Layer] = field(default_factory=dict)
 
     @property
@@ -128,8 +130,17 @@ class Layers:
         return {
             layer.path: f"{type(layer.link).__name__}: {reason}"
             for layer in self.watched
-            if not layer.updates and not isinstance(layer.link, L.BatchNormalization)
+            if not (layer.updates or layer.inferred) and not isinstance(layer.link, L.BatchNormalization)
         }
+
+    def unrestored(self) -> tuple[str, ...]:
+        """Return the layers whose running statistics are initial now, while their scale or offset are trained."""
+        return tuple(
+            layer.path
+            for layer in self.watched
+            if _initial(layer.link) is not None
+            and any(_is_trained(getattr(layer.link, name, None)) for name in ("gamma", "beta"))
+        )
 
     def normalized_elsewhere(self, running_mean: Any) -> None:
         """See a batch normalization by no link of these models: worth a word where there is nothing else."""
@@ -205,6 +216,15 @@ def _initial(link: Any) -> tuple[float, float] | None:
         return None
     values = float(mean[0]), float(var[0])
     return values if mean.size > 1 or values == (0.0, 1.0) else None
+
+
+def _is_trained(parameter: Any) -> bool:
+    """Return whether a parameter that began the same in all channels is not so now."""
+    array = getattr(parameter, "array", None)
+    if array is None or _constant(getattr(parameter, "initializer", None), 0.0) is None:
+        return False
+    (values,) = to_host([array])
+    return bool((values != values.flat[0]).any())
 
 
 def _constant(initializer: Any, default: float) -> float | None:

@@ -11,14 +11,17 @@ import numpy as np
 from chainer import functions as F  # noqa: N812 - the name that all Chainer code uses
 from chainer.functions.activation.sigmoid import Sigmoid
 
-from bnwatch.chainer.arrays import array_of, to_host
+from bnwatch.chainer.arrays import array_of, to_float, to_host
+from bnwatch.chainer.changes import sample_of
+from bnwatch.chainer.forward import ForwardCall, Kept
 from bnwatch.chainer.tap import SCORED, function_type
-from bnwatch.evidence import LayerLook
+from bnwatch.evidence import LayerLook, Seen, spread_over
+from bnwatch.evidence.looks import SAMPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from bnwatch.evidence import Examples
+    from bnwatch.evidence import Examples, Parameter, Updates
 
 _MOST_VALUES = 4_000_000
 _ARRANGING = frozenset({"Reshape", "Transpose", "Cast", "ExpandDims", "Squeeze", "Swapaxes", "Copy", "Identity"})
@@ -74,7 +77,7 @@ class _Observer:
         look = LayerLook.of("", kind, to_host([output[:rows]])[0])
         self.seen.append(_Seen(link, *self._behind, function, look))
 
-    def looks(self, gradients: Mapping[int, float]) -> tuple[LayerLook, ...]:
+    def looks(self, gradients: Mapping[int, float], updates: Mapping[str, float]) -> tuple[LayerLook, ...]:
         """Return the looks, each under a name of its own that is the same at the next look."""
         named: Counter[str] = Counter()
         looks = []
@@ -83,13 +86,14 @@ class _Observer:
             name = " -> ".join(part for part in (site, seen.function) if part)
             named[name] += 1
             path = name if named[name] == 1 else f"{name} ({named[name]})"
-            looks.append(replace(seen.look, path=path, gradient=gradients.get(id(seen.link))))
+            update = None if seen.link is None else updates.get(seen.path)
+            looks.append(replace(seen.look, path=path, gradient=gradients.get(id(seen.link)), update=update))
         return tuple(looks)
 
     @property
-    def links(self) -> list[Any]:
-        """Return the links that were called, each once."""
-        return list({id(seen.link): seen.link for seen in self.seen if seen.link is not None}.values())
+    def links(self) -> dict[str, Any]:
+        """Return the links that were called, each once, by their path."""
+        return {seen.path: seen.link for seen in self.seen if seen.link is not None}
 
 
 class _LinkHook(chainer.LinkHook):
@@ -124,22 +128,75 @@ class _FunctionHook(chainer.FunctionHook):
         node.forward = observed
 
 
-def look_through(paths: Mapping[int, str], batch: Examples, *, gradients: bool) -> tuple[LayerLook, ...]:
-    """Run one batch and return a look at every output that has a row for each example."""
+def look_through(
+    paths: Mapping[int, str], batch: Examples, updates: Updates, *, gradients: bool, step: int | None = None
+) -> Seen:
+    """Run one batch and look at every output that has a row for each example.
+
+    Args:
+        paths: of the links, by their identity.
+        batch: the batch.
+        updates: remembers the parameters of the look before.
+        gradients: whether to differentiate the loss.
+        step: training steps finished; None leaves ``updates`` alone.
+    """
     observer = _Observer(paths, len(batch.labels))
     with chainer.using_config("enable_backprop", gradients):
         with _LinkHook(observer), _FunctionHook(observer):
             returned = batch.inputs()
-        measured = _gradients(observer, returned, batch) if gradients else {}
-    return observer.looks(measured)
+        probabilities = observer.last is Sigmoid
+        loss = _loss(returned, batch, probabilities=probabilities)
+        measured = _gradients(observer, loss) if gradients and loss is not None else {}
+    moved = {} if step is None else updates.since(step, _parameters(observer))
+    return Seen(
+        layers=observer.looks(measured, moved),
+        entry=_entry(batch),
+        loss=None if loss is None or probabilities else to_float(loss),
+        learning_rate=_learning_rate(observer.links.values()),
+    )
 
 
-def _gradients(observer: _Observer, returned: Any, batch: Examples) -> dict[int, float]:
+def _entry(batch: Examples) -> float | None:
+    """Return the relative spread over examples of the first array that the model is called with."""
+    call = batch.inputs
+    given = [*call.args, *call.kwargs.values()] if isinstance(call, ForwardCall) else []
+    for value in given:
+        if isinstance(value, Kept) and value.array.ndim and len(value.array) == len(batch.labels):
+            rows = max(2, min(len(value.array), _MOST_VALUES * len(value.array) // max(1, value.array.size)))
+            return spread_over(value.array[:rows])
+    return None
+
+
+def _learning_rate(links: Iterable[Any]) -> float | None:
+    """Return the rate of the first parameter that is trained: ``lr``, or ``alpha`` of the optimizers like Adam."""
+    for link in links:
+        for parameter in link.params(include_uninit=False):
+            rule = parameter.update_rule
+            if rule is not None and rule.enabled:
+                values = rule.hyperparam.get_dict()
+                rate = values.get("lr", values.get("alpha"))
+                return None if rate is None else float(rate)
+    return None
+
+
+def _parameters(observer: _Observer) -> dict[str, list[Parameter]]:
+    """Return a few entries of each link's own parameters, by its path."""
+    own = [
+        (path, parameter.array)
+        for path, link in observer.links.items()
+        for parameter in link.params(include_uninit=False)
+        if parameter.array.size
+    ]
+    found: dict[str, list[Parameter]] = {}
+    for (path, array), values in zip(own, to_host([sample_of(array, SAMPLE) for _, array in own]), strict=True):
+        found.setdefault(path, []).append((values, int(array.size)))
+    return found
+
+
+def _gradients(observer: _Observer, loss: Any) -> dict[int, float]:
     """Return the largest absolute gradient of each link's own parameters, by the identity of the link."""
-    loss = _loss(returned, batch, probabilities=observer.last is Sigmoid)
-    if loss is None:
-        return {}
-    own = [(id(link), parameter) for link in observer.links for parameter in link.params(include_uninit=False)]
+    links = observer.links.values()
+    own = [(id(link), parameter) for link in links for parameter in link.params(include_uninit=False)]
     if not own:
         return {}
     found = chainer.grad([loss], [parameter for _, parameter in own])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 
+from bnwatch.chainer.changes import After
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
@@ -35,20 +36,6 @@ class _LoopClock:
     def now(self, *, trained: bool) -> Hashable | None:
         self._seen()
         return id(getattr(self._optimizer, "target_params", None)) if trained else None
-
-
-class _Updated:
-    """An optimizer's hook that ends a step; copied or pickled together with the optimizer, it does nothing."""
-
-    def __init__(self, end_step: Callable[[Any], None] | None = None) -> None:
-        self._end_step = end_step
-
-    def __call__(self, optimizer: Any) -> None:
-        if self._end_step is not None:
-            self._end_step(optimizer)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Updated, ()
 
 
 class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer.watch(...) as watch`
@@ -119,7 +106,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         with self.watch.guard("starting"):
             clock = _LoopClock(self._optimizer, self._listen)
             self._session = session = Session(self.watch, self._models, clock, ranks=self._ranks)
-            session.tap.watch_backward()
+            session.differentiates = True
             session.start()
             self._listen()
         self._ranks.retire(self.watch)
@@ -181,7 +168,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
     def _listen(self) -> None:
         """Hear of updates; once more after `optimizer.setup`, which drops every hook."""
         if self._optimizer is not None and not self._listens():
-            self._optimizer.add_hook(_Updated(self._updated), name=self._hook, timing="post")
+            self._optimizer.add_hook(After(self._updated), name=self._hook, timing="post")
 
     def _updated(self, optimizer: Any) -> None:
         session = self._session
@@ -197,12 +184,14 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
 
     @staticmethod
     def _end_step(session: Session) -> None:
+        inferred = [layer for layer, _ in session.tap.inferred]
         taken = session.tap.take()
         calls = [call for call, differentiated in taken if differentiated]
         if not calls:
             calls = [call for call, _ in taken if call.when is not None]
         calls = [call for call in calls if call.when == calls[-1].when]
-        session.end_step(calls, session.step + 1, session.epoch)
+        session.end_step(calls, session.step + 1, session.epoch, inferred)
+        session.updated(session.step)
 
 
 def _models(model: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnwatch.chainer.arrays import Average, collect, to_float
+from bnwatch.chainer.changes import Changes
 from bnwatch.chainer.examples import ForwardPasses
 from bnwatch.chainer.experiments import ChainerLaboratory, batches_of, within
 from bnwatch.chainer.layers import Layers, framework
@@ -30,7 +31,7 @@ from bnwatch.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
@@ -50,6 +51,7 @@ class Session:
     Attributes:
         plan: returns the training steps of an epoch, and the epochs that are to come after that many steps; None where
             unknown.
+        differentiates: tell on every step which calls are differentiated; else on those that are sampled.
     """
 
     def __init__(
@@ -74,9 +76,12 @@ class Session:
         self.passes = ForwardPasses(list(models.values()), eager=not self.layers.watched)
         self.tap = Tap(self.layers, clock, self.passes, self._failed)
         self.lab = ChainerLaboratory(self.layers, self._examples)
+        self.changes = Changes(self.layers)
+        self._unrestored: tuple[str, ...] = ()
         self.accuracy, self.loss = Average(), Average()
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
         self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
+        self.differentiates = False
         self._seen_examples = 0
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
@@ -95,6 +100,8 @@ class Session:
             self.tap.trace = Trace(self._failed)
         elif (known.steps_per_epoch, known.epochs) != (plan := self.plan(self._first)):
             self.watch.structured(replace(known, steps_per_epoch=plan[0], epochs=plan[1]))
+        self._unrestored = self.layers.unrestored()
+        self.changes.begin(self.step)
         self.tap.enter()
         self._prepare()
 
@@ -132,17 +139,25 @@ class Session:
             found.update(array.tobytes())
         return found.hexdigest()
 
-    def end_step(self, calls: Sequence[Call], step: int, epoch: int) -> None:
-        """End a step whose update made these calls."""
+    def end_step(self, calls: Sequence[Call], step: int, epoch: int, inferred: Collection[int] = ()) -> None:
+        """End a step whose update made these calls, and differentiated ``inferred`` layers with running statistics."""
         self.step, self.epoch = step, epoch
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
         own = [call for call in calls if not call.replica]
         self._connect(own)
+        self.changes.trained(call.layer for call in own)
         self.passes.end_step([call.layer for call in own])
         if self.tap.sampled:
-            self._observe(calls)
+            idle = set(inferred) - {call.layer for call in own}
+            self._observe(calls, tuple(self.layers.watched[index].path for index in sorted(idle)))
         self._prepare()
+
+    def updated(self, step: int, *, expected: bool = False) -> None:
+        """Read what the update of a step left, where that is worth its cost: an evaluation is to follow."""
+        if expected or self.changes.due(step):
+            self.changes.left(step)
+            self.tap.called = self.changes.called
 
     def end_evaluation(
         self,
@@ -158,7 +173,12 @@ class Session:
             self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
-        paths = [self.layers.watched[call.layer].path for call in batch_calls]
+        outcome = self.changes.evaluated(self.step)
+        layers = dict.fromkeys(call.layer for call in batch_calls)
+        paths = tuple(self.layers.watched[index].path for index in layers)
+        moved = outcome.moved
+        if moved is None:
+            moved = {self.layers.watched[call.layer].path for call in batch_calls if call.decay < 1.0}
         record = EvaluationRecord(
             step=self.step,
             epoch=self.epoch,
@@ -170,7 +190,10 @@ class Session:
             train_examples=self._seen_examples,
             classes=tally.classes,
             majority=tally.majority,
-            batch_statistics=tuple(dict.fromkeys(paths)),
+            batch_statistics=paths,
+            moved=tuple(layer.path for layer in self.layers.watched if layer.path in moved),
+            still=outcome.still,
+            swapped=outcome.swapped,
         )
         self.accuracy.clear()
         self.loss.clear()
@@ -205,6 +228,7 @@ class Session:
         """Say before a step whether it is sampled, so that the others cost nothing."""
         self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
+        self.tap.watch_backward(wanted=self.differentiates or self.tap.sampled)
         if self.tap.sampled:
             known = len(self.layers.watched)
             self.layers.refresh()
@@ -215,6 +239,8 @@ class Session:
         if self._opened:
             return
         self._opened = True
+        if not any(layer.updates for layer in self.layers.watched):  # parameters may have been loaded since
+            self._unrestored = self.layers.unrestored()
         self.watch.open(self._attachment(calls))
 
     def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
@@ -224,7 +250,7 @@ class Session:
         specs = tuple(watched[index].spec() for index in order if watched[index].path not in unseen)
         unsupported = {**self.layers.unsupported, **unseen}
         initial = tuple(layer.path for layer in watched if layer.initial is not None)
-        return Attachment(specs, unsupported, framework(), self.ranks.unseen, initial=initial)
+        return Attachment(specs, unsupported, framework(), self.ranks.unseen, self._unrestored, initial)
 
     def _compare(self) -> None:
         """Compare what all ranks evaluated with, or say anew why that is not seen."""
@@ -255,7 +281,7 @@ class Session:
         seen = Counter(self.layers.watched[call.layer].path for call in calls)
         return seen != Counter({usage.path: len(usage.places) for usage in known.layers if usage.places})
 
-    def _observe(self, calls: Sequence[Call]) -> None:
+    def _observe(self, calls: Sequence[Call], idle: tuple[str, ...]) -> None:
         records = self._records([call for call in calls if call.mean is not None])
         snapshot = StepSnapshot(
             step=self.step,
@@ -264,6 +290,7 @@ class Session:
             accuracy=self.accuracy.read(),
             loss=self.loss.read(),
             examples=self._seen_examples,
+            idle=idle,
         )
         self.watch.observe(snapshot)
         self._compare()

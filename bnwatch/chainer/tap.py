@@ -74,11 +74,14 @@ class Call(NamedTuple):
         return self.layer, self.replica
 
 
+OUTSIDE = "outside"
+
+
 class Clock(Protocol):
     """Tells calls of an update from those of an evaluation."""
 
     def now(self, *, trained: bool) -> Hashable | None:
-        """Return something that is the same all through an update; None outside of one.
+        """Return something that is the same all through an update; None or `OUTSIDE` outside of one.
 
         ``trained`` says that the call is to be differentiated, now or in the recomputation of `F.forget`.
         """
@@ -128,17 +131,23 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        called: is shown the next call of a layer, and whether it is of a training step; once.
+        inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
+            that is sampled, each with the clock's time of the call.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
         self.communicates = self.sampled = False
         self.rows = 0
+        self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
         self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._inferring: weakref.WeakKeyDictionary[Any, tuple[int, Hashable | None]] = weakref.WeakKeyDictionary()
+        self.inferred: list[tuple[int, Hashable | None]] = []
         self._differentiated: set[int] = set()
         self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
@@ -173,9 +182,12 @@ class Tap(chainer.FunctionHook):
         else:
             self.__dict__.pop("forward_preprocess", None)
 
-    def watch_backward(self) -> None:
-        """Tell calls that are differentiated from those that are not."""
-        self.backward_preprocess = self._backward
+    def watch_backward(self, *, wanted: bool) -> None:
+        """Tell calls that are differentiated from those that are not, or stop."""
+        if wanted:
+            self.backward_preprocess = self._backward
+        else:
+            self.__dict__.pop("backward_preprocess", None)
 
     def take(self) -> list[tuple[Call, bool]]:
         """Return the calls since the last time, each with whether it was differentiated, and forget them."""
@@ -187,6 +199,7 @@ class Tap(chainer.FunctionHook):
         """Forget the calls, and with them every array of the step."""
         self._calls, self._differentiated, self._replica = [], set(), 0
         self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
+        self._inferring, self.inferred = weakref.WeakKeyDictionary(), []
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -211,6 +224,9 @@ class Tap(chainer.FunctionHook):
         number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
+        inferring = self._inferring.get(node)
+        if inferring is not None:
+            self.inferred.append(inferring)
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
         if node.running_mean is None:
@@ -222,9 +238,16 @@ class Tap(chainer.FunctionHook):
         arrays = (node.mean, node.inv_std if cudnn else node.var) if self.sampled else (None, None)
         self._record(node, node.running_mean, inputs, (*arrays, "inv_std" if cudnn else "var"), ranks)
 
-    def _fixed(self, _node: Any, inputs: tuple[Any, ...]) -> None:
-        if self._layers.find(inputs[3]) is not None:
-            self._passes.evaluating()
+    def _fixed(self, node: Any, inputs: tuple[Any, ...]) -> None:
+        found = self._layers.find(inputs[3])
+        if found is None:
+            return
+        self._passes.evaluating()
+        index, replica = found
+        self._layers.at(*found).inferred = True
+        self._show(training=False)
+        if self.sampled and not replica and chainer.config.enable_backprop:
+            self._inferring[node] = index, self._clock.now(trained=True)
 
     def _adapter(self, node: Any, inputs: tuple[Any, ...]) -> None:
         function = node.function
@@ -256,11 +279,13 @@ class Tap(chainer.FunctionHook):
         x, function = inputs[0], function_of(node)
         differentiable = chainer.config.enable_backprop
         recomputed = not differentiable and chainer.config._will_recompute  # noqa: SLF001
+        when = self._clock.now(trained=differentiable or recomputed)
+        self._show(training=when not in {None, OUTSIDE})
         self._nodes[node] = len(self._calls)
         self._calls.append(
             Call(
                 index,
-                self._clock.now(trained=differentiable or recomputed),
+                when,
                 x.shape[0],
                 x.size // inputs[1].size * ranks,
                 function.eps,
@@ -277,6 +302,11 @@ class Tap(chainer.FunctionHook):
                 self.trace.normalized(self._calls[-1], function)
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
+
+    def _show(self, *, training: bool) -> None:
+        called, self.called = self.called, None
+        if called is not None:
+            called(training=training)
 
     def _scored(self, node: Any, inputs: tuple[Any, ...]) -> None:
         kind = function_type(node)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from bnwatch.records import CallSite
 
 
+ABSENT = 1e-3
+"""Probability that any class is missing among the training labels by chance, below which it counts as missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One cell of the experiment: per example, which class was predicted and whether that is right."""
@@ -81,6 +85,22 @@ class Cells:
     evaluation: dict[Statistics, Cell]
     missing: str | None = None
     seconds: float = 0.0
+
+    @property
+    def unseen(self) -> float | None:
+        """Return the share of evaluation labels whose class should be among the training labels and is not.
+
+        Of a class that makes up a share q of the evaluation labels, n training labels hold none with probability
+        (1 - q)^n: rare classes may be missing by chance, and do not count.
+        """
+        if not (self.training and self.evaluation):
+            return None
+        known, new = (next(iter(row.values())).labels for row in (self.training, self.evaluation))
+        shares = np.bincount(new) / len(new)
+        absent = ~np.isin(np.arange(len(shares)), known)
+        with np.errstate(divide="ignore"):
+            by_chance = len(known) * np.log1p(-shares) > np.log(ABSENT / len(shares))
+        return float(shares[absent & ~by_chance].sum())
 
     def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
         """Yield the rows that were measured."""

@@ -126,6 +126,8 @@ class LoopWatch(Verdict):
         if self._tap is None or not self.watch.enabled:
             return
         with self.watch.guard("recording an evaluation"):
+            # what the evaluation called belongs to no step
+            self._tap.next_step()
             self._open_if_built()
             if data is not None and self.watch.probe is None:
                 self._shelves["evaluation"] = Given(data, "evaluation", PROBE_BATCH)
@@ -148,7 +150,8 @@ class LoopWatch(Verdict):
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()
         calls = tap.records()
-        if not calls and tap.layers and self._step == 1:
+        idle = tap.idle(calls)
+        if not calls and not idle and tap.layers and self._step == 1:
             _say(
                 "bnwatch saw no training-mode call of a batch-normalization layer in the first step: "
                 f"{self._backend.unseen}"
@@ -162,7 +165,7 @@ class LoopWatch(Verdict):
         if batch is not None:
             self._kept.add(tuple(batch))
         mean, seen = self._accuracy.now()
-        self.watch.observe(StepSnapshot(self._step, self._epoch, calls, mean, _float(loss), seen))
+        self.watch.observe(StepSnapshot(self._step, self._epoch, calls, mean, _float(loss), seen, idle))
         if self.watch.wants_look:
             self.watch.look(self._lab, step=self._step, epoch=self._epoch)
 

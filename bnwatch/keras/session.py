@@ -215,7 +215,8 @@ class Session:
             self._attached.training.collect()
         seen = self._training if last else readings.training(self.backend, None)
         calls = self.tap.records()
-        self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples))
+        idle = self.tap.idle(calls)
+        self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples, idle))
         if self.watch.wants_look:
             self.watch.look(self.lab, step=steps, epoch=self._epoch)
 

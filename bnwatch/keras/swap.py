@@ -67,7 +67,7 @@ def replaced(values: dict[Any, Any], name: str) -> Iterator[None]:
 
 
 def _call(backend: Backend, watched: Watched, choose: Choose, calls: list[Call]) -> Callable[..., Any]:
-    layer, own = watched.layer, watched.layer.call
+    layer, own = watched.layer, getattr(watched.layer.call, "bnwatch_own", watched.layer.call)
     signature = inspect.signature(own)
 
     def call(*args: Any, **kwargs: Any) -> Any:

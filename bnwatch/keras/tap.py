@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnwatch.keras.layers import find_layers
 from bnwatch.records import BatchStatistics, CallRecord, CallSite, RunningStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import numpy as np
 
@@ -48,6 +49,9 @@ class Tap:
         # replicas of a model run in threads of their own
         self._here = threading.local()
         self._eager: dict[tuple[Hashable, int], int] = {}
+        # layers that were called, in whatever mode: in the last step, or by the function that a step is
+        self._called: dict[Hashable, set[int]] = {}
+        self._recorded: set[int] = set()
 
     # hooks
 
@@ -90,7 +94,8 @@ class Tap:
     def _hook(self, layers: list[Watched], known: Statistics) -> None:
         for watched in layers:
             watched.updates = self._updates_so_far(watched, known)
-            for name, hook in self.backend.hooks(watched, self._recording(watched)).items():
+            hooks = self.backend.hooks(watched, self._recording(watched))
+            for name, hook in {**hooks, "call": self._calling(watched)}.items():
                 hook.bnwatch_tap = self  # type: ignore[attr-defined]
                 watched.layer.__dict__[name] = hook
 
@@ -112,14 +117,39 @@ class Tap:
     def _inside(self, scope: Scope) -> Iterator[None]:
         here = self._here.__dict__
         before = dict(here)
-        here.update(scope=scope, calls={})
+        here.update(scope=scope, calls={}, called=set())
         try:
             yield
         finally:
+            if scope == "training":
+                # of the step that ran or was traced last
+                self._called, self._recorded = {None: here["called"]}, {layer for _, layer in here["calls"]}
             here.clear()
             here.update(before)
 
     # recording: while a step is traced, or eagerly
+
+    def _calling(self, watched: Watched) -> Callable[..., Any]:
+        """Return the layer's own call, which is noted: one that leaves no statistics was in inference mode."""
+        own = watched.layer.call
+
+        def note(inputs: Any) -> None:
+            with self._guard("noting a call"):
+                if not self._lanes:
+                    if getattr(self._here, "scope", None) == "training":
+                        self._here.called.add(id(watched))
+                elif self.backend.differentiates(inputs):
+                    self._called.setdefault(self.backend.calls_last(), set()).add(id(watched))
+
+        noted = self.backend.unseen_by_compilers(note)
+
+        @wraps(own)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            noted((args, kwargs))
+            return own(*args, **kwargs)
+
+        call.bnwatch_own = own  # type: ignore[attr-defined]
+        return call
 
     def _recording(self, watched: Watched) -> Callable[[Any, Any, Callable[[], Any]], None]:
         def record(mean: Any, var: Any, count: Callable[[], Any]) -> None:
@@ -150,6 +180,22 @@ class Tap:
     def next_step(self) -> None:
         """Begin a new step of a hand-written loop."""
         self._eager = {key: calls for key, calls in self._eager.items() if key[0] is not None}
+        self._called.pop(None, None)
+
+    def idle(self, calls: Sequence[CallRecord]) -> tuple[str, ...]:
+        """Return the layers that a step called and that did not normalize with batch statistics, in network order.
+
+        Args:
+            calls: what ``records`` returned for the step. In ``fit`` the trace of the step says it all, and in a
+                hand-written loop what is called in a function that takes gradients counts as called in every step.
+        """
+        called = set[int]().union(*self._called.values())
+        recorded = {call.site.layer for call in calls}
+        return tuple(
+            watched.path
+            for watched in self.layers
+            if id(watched) in called - self._recorded and watched.path not in recorded
+        )
 
     def mark(self) -> None:
         """Take what was called so far as old: ``records`` returns what was called since."""

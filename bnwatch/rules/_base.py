@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +23,9 @@ COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
+
+SAME = 1e-4
+"""False alarms a layer and look, at which call sites count as different."""
 
 HARMLESS = 0.01
 """Accuracy that running statistics may cost and still count as harmless."""
@@ -215,6 +219,53 @@ def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
         yield Skipped(rule_id, "how the layers are connected is not known")
     elif signals.structure.hidden is not None:
         yield Skipped(rule_id, signals.structure.hidden)
+
+
+def fitting(helps: Mapping[str, tuple[str, ...]], signals: Signals) -> tuple[str, ...]:
+    """Return the helps by adapter that fit the framework at hand; all of them where it is not known."""
+    return tuple(help_ for adapter, some in helps.items() if signals.adapter in {adapter, None} for help_ in some)
+
+
+def restored_cost(signals: Signals, cost: float, alpha: float) -> str | None:
+    """Return what running statistics cost in cells of the last evaluation and a re-estimate restores, None for nothing.
+
+    ``cost`` is the share of the examples above which a loss counts, ``alpha`` the p-value of the paired test below
+    which it does.
+    """
+    cells = current_cells(signals)
+    for split, row in () if cells is None else reversed(list(cells.rows())):
+        if "population" not in row:
+            continue
+        gained, p = row["population"].gain_over(row["running"])
+        if gained > cost and p < alpha and restores(row["population"], row["batch"], row["running"]):
+            return (
+                f"the same {row['running'].examples:,} {split} examples give {row['running'].accuracy:.1%} with the "
+                f"running statistics and {row['population'].accuracy:.1%} with re-estimated ones"
+            )
+    return None
+
+
+def current_cells(signals: Signals) -> Cells | None:
+    """Return the cells if they are no older than the last evaluation."""
+    cells, evaluations = signals.cells, signals.evaluations
+    return None if cells is None or (evaluations and cells.step < evaluations[-1].step) else cells
+
+
+def passes(signals: Signals) -> int:
+    """Return how many forward passes a training step makes through the whole model; 1 where that is not to be told.
+
+    Every layer is then called equally often, and none is known to see other data in one pass than in the next. Calls
+    that the graph holds are of one pass. Chainer has no graph but that of the step itself: there, and where none is
+    known, two layers must agree.
+    """
+    calls = Counter(site.layer for site in signals.table.sites if site.replica == 0) if signals.table else Counter()
+    if len(set(calls.values())) != 1 or any(apart is None or apart.differ(SAME) for *_, apart in signals.shared()):
+        return 1
+    times = max(calls.values())
+    structure = signals.structure
+    if structure is None or structure.hidden is not None or signals.adapter == "bnwatch.chainer":
+        return times if len(calls) > 1 else 1
+    return times if all(len(usage.places) < times for usage in structure.layers) else 1
 
 
 def decay_argument(signals: Signals, value: str) -> str:

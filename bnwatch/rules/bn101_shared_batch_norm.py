@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, blind, harmless, innocence, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     "shared-batch-norm",
     severity=Severity.WARNING,
     samples=Threshold(4, "convention", "sampled steps from which the spread over steps is estimated"),
-    alpha=Threshold(1e-4, "convention", "false alarms per layer and look"),
+    alpha=Threshold(SAME, "convention", "false alarms per layer and look"),
     shift=Threshold(0.1, "convention", "standard deviations by which evaluation would move the normalized output"),
 )
 def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """One layer normalizes two call sites or more whose statistics differ."""
     if signals.attachment is None and signals.table is None:
         yield from _before_training(signals)
+    repeated = passes(signals) > 1
     for spec, sites, apart in signals.shared():
         if apart is None or len(signals.tables) < limits["samples"]:
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
@@ -54,7 +55,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 ),
                 helps=_helps(signals),
             )
-        else:
+        elif not repeated:  # which is BN213
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,

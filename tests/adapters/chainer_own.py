@@ -63,7 +63,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     passes.sampled = True
     tap = Tap(_AnyLayers(), _Clock(), passes, faults.append)
     tap.sampled, tap.trace = True, Trace(faults.append)
-    tap.watch_backward()
+    tap.watch_backward(wanted=True)
     tap.watch_functions(wanted=True)
     tap.enter()
     try:

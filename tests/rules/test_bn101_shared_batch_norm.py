@@ -147,6 +147,18 @@ def test_both_sites_are_named_with_their_means():
     assert finding.evidence["p_value"].value < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("batch", "running", "note"), [(0.9, 0.9, True), (0.8, 0.9, True), (0.95, 0.75, False), (None, None, False)]
+)
+def test_that_it_costs_nothing_is_said_where_it_was_measured(batch, running, note):
+    fed = at_shift(1.0)
+    if batch is not None:
+        fed.cells = testing.cells(16, evaluation={"batch": batch, "running": running, "population": running})
+    ((finding,), _) = cases.look(RULE, fed)
+    assert str(finding.severity or "warning") == "warning"
+    assert any(n.startswith("so far it costs no accuracy: the same 1,000 evaluation") for n in finding.notes) is note
+
+
 def test_drift_of_both_sites_alike_is_no_difference():
     draw = drifting()
     (findings, _) = cases.look(RULE, trained(draw, draw))

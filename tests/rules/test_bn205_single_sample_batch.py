@@ -46,3 +46,12 @@ def test_what_the_graph_says_before_training(batch, elements, found):
     findings, skipped = cases.look("BN205", testing.signals(Structure((layer,), batch_size=batch)))
     assert [f.subject for f in findings] == ["bn"] * found
     assert skipped == []
+
+
+@pytest.mark.parametrize(("counted", "found"), [((1,), 1), ((64,), 0), ((1, 1), 1), ((1, 64), 0)], ids=str)
+def test_the_graph_is_believed_until_it_was_measured(counted, found):
+    layer = testing.layer("bn")
+    steps = (testing.snapshot(n, testing.call(layer, count=count)) for n, count in enumerate(counted, start=1))
+    planned = Structure((testing.usage("bn", testing.place(elements=1)),), batch_size=1)
+    findings, _ = cases.look("BN205", testing.signals(planned, *steps))
+    assert [f.subject for f in findings] == ["bn"] * found

@@ -214,6 +214,22 @@ class Backend(ABC):
 
         return {"_moments": hooked}
 
+    def unseen_by_compilers(self, note: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that takes a note of a call as it is made or traced, and is no part of what is compiled."""
+        return note
+
+    def calls_last(self) -> Hashable:
+        """Return the traced function for which a note of a call holds, or None where it holds for one step."""
+        return self.lane()
+
+    @abstractmethod
+    def differentiates(self, inputs: Any) -> bool:
+        """Return whether gradients are taken of what is called now: whether it is a training step.
+
+        Args:
+            inputs: a nest of what the layer is called with.
+        """
+
     def source(self, layer: Any) -> Source:  # noqa: ARG002 - Keras 2 looks at the layer
         """Return how the batch statistics of a layer are had."""
         return "measured"

@@ -66,6 +66,21 @@ class TorchBackend(Backend):
 
         return super().hooks(watched, recorded)
 
+    def unseen_by_compilers(self, note: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that takes a note of a call; none where that would be a hole in what is compiled."""
+
+        def noted(inputs: Any) -> None:
+            if not torch.compiler.is_compiling():
+                tensors = [leaf for leaf in leaves(inputs) if isinstance(leaf, torch.Tensor)]
+                if not any(map(self._symbolic, tensors)):
+                    note(inputs)
+
+        return noted
+
+    def differentiates(self, inputs: Any) -> bool:  # noqa: ARG002 - PyTorch knows
+        """Return whether gradients are on."""
+        return bool(torch.is_grad_enabled())
+
     def _symbolic(self, mean: Any) -> bool:
         """Return whether a call only asks for shapes, on the ``meta`` device or where that would not do."""
         return bool(mean.is_meta) or self._known_everywhere("symbolic_scope") is not None

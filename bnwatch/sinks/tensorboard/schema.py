@@ -117,6 +117,7 @@ class RecordedCells:
     training: Mapping[Statistics, RecordedCell]
     evaluation: Mapping[Statistics, RecordedCell]
     missing: str | None = None
+    unseen: float | None = None
     seconds: float = 0.0
 
     def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
@@ -176,6 +177,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "epoch": cells.epoch,
         "classes": cells.classes,
         "missing": cells.missing,
+        "unseen": None if cells.unseen is None else json_number(cells.unseen),
         "seconds": json_number(cells.seconds),
         "rows": {
             split: {
@@ -556,6 +558,7 @@ def parse_cells(data: object) -> RecordedCells:
         training=_parse_row(rows.get("training", {})),
         evaluation=_parse_row(rows.get("evaluation", {})),
         missing=cells.maybe_text("missing"),
+        unseen=cells.maybe_number("unseen"),
         seconds=cells.number("seconds"),
     )
 

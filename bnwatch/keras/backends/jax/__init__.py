@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,17 +16,19 @@ from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, copied, tr
 from bnwatch.keras.backends.jax.quiet import Quiet
 from bnwatch.keras.backends.jax.sites import call_sites
 from bnwatch.keras.backends.jax.slots import JaxSlots, elements_per_channel
-from bnwatch.keras.keep import HostKeeper, array_of, mapped
+from bnwatch.keras.keep import HostKeeper, array_of, leaves, mapped
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from bnwatch.keras.backends.base import Functions, Guard, Keeper, Record
     from bnwatch.keras.layers import Watched
 
+DIFFERENTIATED = {"JVPTracer", "LinearizeTracer"}
+"""What JAX passes through a function of which it takes gradients."""
 SPARE = 2
 """Places for a layer in a hand-written loop, in multiples of its calls in the model: a step may call it twice."""
 
@@ -70,6 +73,15 @@ class JaxBackend(Backend):
             self._sites = call_sites(self.model)
         self.slots.prepare(watched, self._places * max(1, self._sites[id(watched.layer)]))
         return super().hooks(watched, record)
+
+    def calls_last(self) -> Hashable:
+        """Return one and the same: a step is traced before it runs, and functions are not told apart."""
+        return "traced"
+
+    def differentiates(self, inputs: Any) -> bool:
+        """Return whether what a layer is called with, or what the model trains, stands for a value and its gradient."""
+        trained = (variable.value for variable in self.model.trainable_variables)
+        return any(type(value).__name__ in DIFFERENTIATED for value in chain(leaves(inputs), trained))
 
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
         """Return over how many elements a channel's statistics are taken; masked elements do not count."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
+from tensorflow.python.pywrap_tfe import TFE_Py_TapeSetIsEmpty
 
 from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
@@ -81,6 +82,15 @@ class TensorFlowBackend(Backend):
     def elements_per_channel(self, inputs: Any, mask: Any, channels: int) -> Any:
         """Return over how many elements a channel's statistics are taken; masked elements do not count."""
         return elements_per_channel(inputs, mask, channels)
+
+    def unseen_by_compilers(self, note: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that takes a note of a call; autograph leaves it alone."""
+        unconverted: Callable[[Any], None] = tf.autograph.experimental.do_not_convert(note)
+        return unconverted
+
+    def differentiates(self, inputs: Any) -> bool:  # noqa: ARG002 - a tape says it
+        """Return whether a gradient tape is open."""
+        return not TFE_Py_TapeSetIsEmpty()
 
     def lane(self) -> Hashable:
         """Return which traced function of a hand-written loop this is, or None outside of any."""

@@ -1,0 +1,112 @@
+"""BN106: running statistics move by something else than the call of each training step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, Threshold, fitting, named, passes, restored_cost, rule
+from bnwatch.signals import Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.diagnosis import Quantity as Number
+    from bnwatch.signals import Signals
+
+HOW = {
+    "bnwatch.chainer": (
+        "Chainer: run every pass that is no training step inside `with chainer.using_config('train', False):`",
+    ),
+    "bnwatch.keras": (
+        "Keras: run every pass that is no training step with `training=False`, `model(x, training=False)`",
+    ),
+}
+
+
+@rule(
+    "BN106",
+    "unintended-statistics-update",
+    severity=Severity.INFO,
+    samples=Threshold(3, "convention", "pairs of sampled steps in a row whose movement is not explained"),
+    unexplained=Threshold(
+        0.01, "derived", "running standard deviations; rounding of float32 reaches it at a mean of 10,000 of them"
+    ),
+    cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
+    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+)
+def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """Running statistics move outside of the training steps, or by more forward passes than the model has."""
+    if not signals.evaluations and not signals.tables:
+        yield Skipped("BN106", "neither a training step nor an evaluation was seen")
+        return
+    found = _moved(signals) or _unexplained(signals, limits) or _extra(signals)
+    if found is None:
+        return
+    layers, fact, evidence = found
+    cost = restored_cost(signals, limits["cost"], limits["alpha"])
+    yield Finding(
+        subject=layers[0] if len(layers) == 1 else "model",
+        severity=None if cost is None else Severity.WARNING,
+        message=f"running statistics of {named(layers)} {fact}",
+        evidence=evidence,
+        notes=(
+            cost or "of no harm where these passes see the same kind of data, or where statistics were set on purpose",
+        ),
+        helps=fitting(HOW, signals),
+    )
+
+
+def _moved(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
+    """Return the layers that an evaluation moved; with other parameters, both were changed together and on purpose."""
+    last = signals.evaluations[-1] if signals.evaluations else None
+    if last is None or last.swapped:
+        return None
+    layers = [path for path in last.moved if path not in last.batch_statistics]
+    if not layers:
+        return None
+    evidence = {"layers": Quantity(len(layers), f"of {len(signals.specs)} moved after the last training step")}
+    return layers, f"moved between the last training step and the end of the evaluation at step {last.step}", evidence
+
+
+def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict[str, Number]] | None:
+    """Return the layers of which most pairs of steps leave a movement unexplained."""
+    table = signals.table
+    if table is None or (signals.attachment is not None and signals.attachment.unseen is not None):
+        return None
+    found = signals.columns("unexplained")
+    beyond, told = (found > limits["unexplained"]).sum(axis=0), (found < math.inf).sum(axis=0)
+    still = table.column("flags").astype(int) & Flag.UNMOVED > 0  # which is BN203
+    layers = [
+        site.layer
+        for site, times, of, stays in zip(table.sites, beyond, told, still, strict=True)
+        if times >= limits["samples"] and 2 * times > of and not stays
+    ]
+    if not layers:
+        return None
+    worst = float(found.max(where=found < math.inf, initial=0.0))
+    evidence = {
+        "unexplained": Quantity(worst, "running standard deviations of the mean beyond the call of the step, at most"),
+        "steps": Quantity(int(beyond.max()), f"of {int(told.max())} sampled steps with such a movement"),
+    }
+    return layers, "move by more than the training-mode call of the step explains", evidence
+
+
+def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
+    """Return the layers that a step calls in training mode more often than the graph of the model does."""
+    structure, table = signals.structure, signals.table
+    if structure is None or structure.hidden is not None or table is None or passes(signals) > 1:
+        return None
+    calls = Counter(site.layer for site in table.sites if site.replica == 0)
+    places = {usage.path: len(usage.places) for usage in structure.layers if usage.places}
+    layers = [path for path, times in calls.items() if path in places and times > places[path]]
+    if not layers:
+        return None
+    evidence = {
+        "calls": Quantity(calls[layers[0]], "in training mode a step"),
+        "places": Quantity(places[layers[0]], "in the graph of the model"),
+    }
+    fact = f"are updated by {calls[layers[0]]} training-mode calls a step; one forward pass makes {places[layers[0]]}"
+    return layers, fact, evidence

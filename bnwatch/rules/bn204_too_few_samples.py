@@ -1,0 +1,139 @@
+"""BN204: the noise of batch statistics moves the output."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bnwatch import moments
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals, SiteSignals
+
+RECENT = 4
+"""Samples of which the largest batch counts: one small batch alone is the last of an epoch."""
+
+ALIKE = 0.8
+"""Share of the elements that effective samples must fall short of to be worth a word."""
+
+TWO = 2
+"""Elements of which normalization leaves nothing but the order."""
+
+
+@rule(
+    "BN204",
+    "too-few-samples",
+    severity=Severity.WARNING,
+    samples=Threshold(12.0, "derived", "effective samples that leave an error of .41 in the variance, sqrt(2/m)"),
+    few=Threshold(
+        5.0, "derived", "elements per channel: fewer leave an error of .7 in the variance, whatever they are"
+    ),
+    cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
+    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+)
+def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """Batch statistics are made of so few samples that their noise moves the output."""
+    counted = [(site, elements) for site, elements in _elements(signals) if elements > 1.0]
+    if not counted:
+        return
+    site, samples = min(((s, _effective(signals, s, n)) for s, n in counted), key=lambda pair: pair[1])
+    fewest, elements = min(counted, key=lambda pair: pair[1])
+    row = signals.cells.training if signals.cells is not None else {}
+    if not row:
+        if signals.evaluations and (elements < limits["few"] or samples < limits["samples"]) and signals.cells is None:
+            reason = "whether the noise of batch statistics costs accuracy is not measured yet"
+            yield Skipped("BN204", reason, needs="cells")
+        if elements < limits["few"]:
+            yield _finding(signals, fewest, elements, elements, certain=elements <= TWO)
+        return
+    gained, p = row["running"].gain_over(row["batch"])
+    noisy = gained > limits["cost"] and p < limits["alpha"] and not _dropout(signals)
+    if noisy and samples < limits["samples"]:
+        yield _finding(signals, site, samples, dict(_by_layer(counted))[site.spec.path], certain=True)
+    elif elements < limits["few"]:
+        yield _finding(signals, fewest, elements, elements, certain=False)
+
+
+def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, float]]:
+    for site, elements in counted:
+        yield site.spec.path, elements
+
+
+def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
+    """Yield the call sites with the elements a channel of their largest recent batch."""
+    tables = [t for t in list(signals.tables)[-RECENT:] if t.sites == signals.tables[-1].sites]
+    if len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
+        return
+    for number, site in enumerate(signals.sites()):
+        if site.spec.trainable:
+            yield site, max(float(table.column("count")[number]) for table in tables)
+
+
+def _effective(signals: Signals, site: SiteSignals, elements: float) -> float:
+    """Return the effective samples: between the examples, which are independent, and the elements, which may not be."""
+    structure, examples = signals.structure, 1.0
+    places = [place for layer, place in structure.places() if layer.path == site.spec.path] if structure else []
+    if signals.composition is not None:
+        examples = float(signals.composition.median)
+    elif structure is not None and structure.batch_size:
+        examples = float(structure.batch_size)
+    elif places and places[0].elements:
+        examples = elements / places[0].elements
+    measured = elements if math.isnan(site.effective_samples) else site.effective_samples
+    return min(max(measured, examples), elements)
+
+
+def _dropout(signals: Signals) -> bool:
+    """Return whether dropout in front of a layer would explain that running statistics do better."""
+    return signals.structure is not None and any(place.dropout for _, place in signals.structure.places())
+
+
+def _finding(signals: Signals, site: SiteSignals, samples: float, elements: float, *, certain: bool) -> Finding:
+    row = signals.cells.training if signals.cells is not None else {}
+    measured = ""
+    if row and certain:
+        gained, p = row["running"].gain_over(row["batch"])
+        measured = (
+            f", which costs {100 * gained:.1f} points: {row['batch'].accuracy:.1%} with batch statistics, "
+            f"{row['running'].accuracy:.1%} with running ones"
+        )
+    about = "" if samples > ALIKE * elements else f", worth about {samples:.0f}"
+    kept = 1.0 / moments.bessel_factor(elements)
+    biased = not site.spec.bessel_corrected and elements < 12.0  # noqa: PLR2004 - a bias of less is lost in the noise
+    return Finding(
+        subject=site.spec.path,
+        severity=None if certain else Severity.INFO,
+        message=f"`{site.spec.path}` normalizes with statistics of {elements:.0f} elements a channel{about}{measured}",
+        evidence={
+            "effective_samples": Quantity(samples, "per batch and channel"),
+            "elements": Quantity(elements, "per batch and channel"),
+            **(
+                {"cost": Quantity(gained, "of training accuracy"), "p_value": Quantity(p, "of the paired test")}
+                if measured
+                else {}
+            ),
+        },
+        table=cells_table(signals.cells) if measured and signals.cells is not None else None,
+        notes=(
+            f"a mean of m samples is off by 1/sqrt(m) = {samples**-0.5:.2f} standard deviations, a variance by "
+            f"sqrt(2/m) = {math.sqrt(2.0 / samples):.0%}: the network is trained through that noise, and evaluation "
+            "has none of it",
+            *(
+                (
+                    f"the running variance is kept without Bessel's correction: {elements - 1:.0f}/{elements:.0f} of "
+                    f"that of the data, so evaluation makes outputs {kept**-0.5:.2f} times as wide as the data say",
+                )
+                if biased
+                else ()
+            ),
+            *(("of two elements normalization leaves only which is the larger",) if elements <= TWO else ()),
+        ),
+        helps=(
+            "train with larger batches (16 or more examples)",
+            "or use a normalization that does not depend on the batch: GroupNormalization, LayerNormalization",
+        ),
+    )

@@ -1,0 +1,57 @@
+"""BN208: training batches come from two populations in turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Severity
+from bnwatch.rules import _batches
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.diagnosis import Skipped
+    from bnwatch.signals import Signals
+
+
+@rule(
+    "BN208",
+    "alternating-batches",
+    severity=Severity.WARNING,
+    dispersion=Threshold(2.0, "convention", "spread of batch means, in that of random batches"),
+    cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
+    alpha=Threshold(1e-3, "convention", "false alarms per experiment, of the F test and of the paired test"),
+)
+def alternating_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """Training batches come from two populations in turn, and the running statistics describe neither."""
+    found = _batches.dispersed(signals, limits)
+    if found is None or not found.two:
+        return
+    cells, cost = signals.cells, _batches.cost_of(signals.cells, limits)
+    composition, site = found.composition, found.site
+    smaller = round(site.smaller * composition.batches)
+    yield Finding(
+        subject="model",
+        severity=None if cost is not None else Severity.INFO,
+        message=f"training batches come from two populations: {found.split_share:.0%} of the spread between batches at "
+        f"`{site.subject}` is that of two groups, of {composition.batches - smaller} and {smaller} batches"
+        + ("" if cost is None else cost.clause),
+        evidence=_batches.evidence(found, cost),
+        table=_batches.table(found),
+        further=() if cells is None else (cells_table(cells),),
+        notes=(
+            (
+                "training normalizes each batch with the statistics of its own population; evaluation normalizes both "
+                "with one mixture, which describes neither"
+            ),
+            f"the means of batches spread {site.dispersion:.1f} times as much as those of the same examples in random "
+            "batches",
+            *_batches.labels(composition),
+            _batches.UNMEASURED if cost is None else cost.note,
+        ),
+        helps=(
+            "put examples of both populations into every batch (real and fake together, both domains together)",
+            "or give each population a BatchNormalization of its own, chosen by the population also in evaluation",
+        ),
+    )

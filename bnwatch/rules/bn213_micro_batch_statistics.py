@@ -1,0 +1,64 @@
+"""BN213: statistics of the parts of a batch, one after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Quantity, Severity, Skipped
+from bnwatch.rules._base import Finding, Limits, Threshold, passes, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bnwatch.signals import Signals
+
+
+@rule(
+    "BN213",
+    "micro-batch-statistics",
+    severity=Severity.INFO,
+    samples=Threshold(3, "derived", "effective examples a batch: what six independent ones give, n of them n - 3"),
+    steps=Threshold(4, "convention", "sampled steps from which effective examples are estimated"),
+)
+def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
+    """Gradients are accumulated over several batches, each of which is normalized by its own statistics."""
+    if signals.structure is None and signals.table is None:
+        yield Skipped("BN213", "neither the training plan nor a training step is known")
+        return
+    accumulated = signals.structure.accumulated if signals.structure is not None else 1
+    parts = accumulated if accumulated > 1 else passes(signals)
+    if parts < 2:  # noqa: PLR2004 - of one there is nothing to say
+        return
+    known = {s.spec.path: s.effective_samples for s in signals.sites() if not math.isnan(s.effective_samples)}
+    fewest = min(known, key=lambda path: known[path], default=None)
+    enough = len(signals.tables) >= limits["steps"]
+    few = enough and fewest is not None and known[fewest] < limits["samples"]
+    yield Finding(
+        subject="model",
+        severity=Severity.WARNING if few else None,
+        message=f"gradients of {parts} batches are accumulated for one update, and each is normalized alone"
+        if accumulated > 1
+        else f"each training step calls every layer {parts} times on like data: each part is normalized alone",
+        evidence={
+            "parts": Quantity(parts, "batches an update of the parameters"),
+            **(
+                {"effective_samples": Quantity(known[fewest], f"a batch at {fewest}, fewest of all layers")}
+                if fewest is not None
+                else {}
+            ),
+        },
+        notes=(
+            (
+                "accumulation makes the gradient that of a large batch, and not the statistics: these are as noisy as "
+                "those of one part"
+            ),
+            "running statistics are updated with each part, so they settle sooner than steps suggest",
+        ),
+        helps=(
+            "make the parts larger and fewer",
+            "or use a normalization that does not depend on the batch: GroupNormalization, LayerNormalization",
+        )
+        if few
+        else (),
+    )

@@ -1,0 +1,317 @@
+"""What changes outside of the training steps: statistics, parameters, and those that never change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from chainer import serializers
+from chainer.training import extensions
+
+import bnwatch.chainer
+from bnwatch.chainer.changes import ENTRIES, After, sample_of
+
+from . import chainer_models as models
+from .chainer_models import F, L, chainer, training
+
+BOTH = ("bn1", "bn2")
+IN_CLASSIFIER = ("predictor/bn1", "predictor/bn2")
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> models.Record:
+    return models.Record(monkeypatch)
+
+
+def watched(trainer: Any, **arguments: Any) -> Any:
+    """Run a Trainer to its end; return its watch, which left no hook."""
+    watch = bnwatch.chainer.BatchNormWatch(None, on_diagnosis="log", **arguments)
+    trainer.extend(watch)
+    trainer.run()
+    assert not [d for d in watch.diagnoses if d.rule == "BN903"]
+    assert not trainer.updater.get_optimizer("main")._hookable._post_update_hooks
+    return watch
+
+
+def model_of(trainer: Any) -> Any:
+    return trainer.updater.get_optimizer("main").target.predictor
+
+
+class Average:
+    """Keeps an average of the parameters, and puts it into the model for the evaluation alone."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.average = model, [p.array.copy() for p in model.params()]
+
+    def update(self) -> None:
+        for number, parameter in enumerate(self.model.params()):
+            self.average[number] = 0.5 * (self.average[number] + parameter.array)
+
+    def swap(self, _: Any = None) -> None:
+        for number, parameter in enumerate(self.model.params()):
+            self.average[number], parameter.array = parameter.array.copy(), self.average[number]
+
+
+def test_a_healthy_trainer_moves_swaps_and_keeps_nothing(tmp_path: Any, record: models.Record) -> None:
+    watched(models.trainer_of(models.MLP(), tmp_path))
+    assert [e.step for e in record.evaluations] == [8, 16, 24]
+    assert [(e.moved, e.swapped, e.still) for e in record.evaluations] == [((), False, ())] * 3
+
+
+@pytest.mark.parametrize("after_the_watch", [False, True])
+def test_an_average_that_is_swapped_in_by_extensions(
+    tmp_path: Any, record: models.Record, after_the_watch: bool
+) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    average = Average(model_of(trainer))
+    once = {"trigger": (1, "epoch")}
+    trainer.extend(lambda _: average.update(), name="keep", trigger=(1, "iteration"), priority=500)
+    trainer.extend(lambda _: average.swap(), name="in", priority=400, **once)
+    trainer.extend(lambda _: average.swap(), name="out", priority=100 if after_the_watch else 250, **once)
+    watched(trainer, every=100)
+    assert [e.swapped for e in record.evaluations] == [True] * 3
+    assert [e.moved for e in record.evaluations] == [()] * 3
+
+
+def test_weights_loaded_before_an_evaluation(tmp_path: Any, record: models.Record) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    serializers.save_npz(str(tmp_path / "best.npz"), model_of(trainer))
+
+    @training.make_extension(trigger=(2, "epoch"), priority=400)
+    def load(trainer: Any) -> None:
+        serializers.load_npz(str(tmp_path / "best.npz"), model_of(trainer))
+
+    trainer.extend(load, name="load")
+    watched(trainer)
+    assert [e.swapped for e in record.evaluations] == [False, True, False]
+    assert [e.moved for e in record.evaluations] == [(), IN_CLASSIFIER, ()]
+
+
+def test_an_extension_that_predicts_in_training_mode_moves_statistics(tmp_path: Any, record: models.Record) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    x, _ = models.data(50, seed=5)
+
+    @training.make_extension(trigger=(2, "epoch"), priority=400)
+    def predict(trainer: Any) -> None:
+        with chainer.no_backprop_mode():
+            model_of(trainer)(10 * x)
+
+    trainer.extend(predict, name="predict")
+    watched(trainer)
+    assert [e.moved for e in record.evaluations] == [(), IN_CLASSIFIER, ()]
+    assert [e.swapped for e in record.evaluations] == [False] * 3
+
+
+class Clipping(training.updaters.StandardUpdater):
+    """Clips the weights after the update, as a critic's are."""
+
+    def update_core(self) -> None:
+        super().update_core()
+        for parameter in self.get_optimizer("main").target.params():
+            np.clip(parameter.array, -0.1, 0.1, out=parameter.array)
+
+
+@pytest.mark.parametrize("updater", [Clipping, training.updaters.StandardUpdater])
+def test_an_updater_that_clips_is_not_taken_for_a_swap(tmp_path: Any, record: models.Record, updater: Any) -> None:
+    plain = models.trainer_of(models.MLP(), tmp_path)
+    classifier = plain.updater.get_optimizer("main").target
+    optimizer = plain.updater.get_optimizer("main")
+    trainer = training.Trainer(updater(plain.updater.get_iterator("main"), optimizer), (3, "epoch"), str(tmp_path))
+    held = chainer.iterators.SerialIterator(models.dataset(200, seed=1), 64, repeat=False, shuffle=False)
+    trainer.extend(extensions.Evaluator(held, classifier))
+    watched(trainer)
+    expected = None if updater is Clipping else False
+    assert [e.swapped for e in record.evaluations] == [expected] * 3
+
+
+def test_an_evaluator_by_iterations_and_a_trigger_of_ones_own(tmp_path: Any, record: models.Record) -> None:
+    for trigger in ((5, "iteration"), lambda trainer: trainer.updater.iteration % 5 == 0):
+        trainer = models.trainer_of(models.MLP(), tmp_path, evaluate=False)
+        held = chainer.iterators.SerialIterator(models.dataset(200, seed=1), 64, repeat=False, shuffle=False)
+        classifier = trainer.updater.get_optimizer("main").target
+        trainer.extend(extensions.Evaluator(held, classifier), trigger=trigger)
+        watched(trainer)
+    known = [e.swapped for e in record.evaluations]
+    assert known[:4] == [False] * 4  # its trigger tells when it comes
+    assert known[4:] == [None, False, False, False]  # the first comes as a surprise
+
+
+def frozen(model: Any) -> Any:
+    model.bn1.disable_update()
+    return model
+
+
+def test_a_layer_whose_update_is_off_stays_still(tmp_path: Any, record: models.Record) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    frozen(model_of(trainer))
+    watched(trainer)
+    assert [e.still for e in record.evaluations] == [("predictor/bn1",)] * 3
+    assert {s.path: s.trainable for s in record.attachments[0].layers} == {
+        "predictor/bn1": False,
+        "predictor/bn2": True,
+    }
+
+
+def test_a_layer_that_infers_or_has_nothing_to_train_is_not_still(tmp_path: Any, record: models.Record) -> None:
+    class Bare(models.MLP):
+        def forward(self, x: Any) -> Any:
+            with chainer.using_config("train", False):
+                h = F.relu(self.bn1(self.l1(x)))
+            return self.l3(F.relu(self.bn2(self.l2(h))))
+
+    model = Bare(bn=lambda size: L.BatchNormalization(size, use_gamma=False, use_beta=False))
+    trainer = models.trainer_of(frozen(model), tmp_path)
+    watched(trainer)
+    assert [e.still for e in record.evaluations] == [()] * 3
+
+
+def test_where_no_parameter_moves_none_is_still(tmp_path: Any, record: models.Record) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    trainer.updater.get_optimizer("main").target.disable_update()
+    watched(trainer)
+    assert [e.still for e in record.evaluations] == [()] * 3
+
+
+def test_lazy_parameters_are_known_from_the_first_step_on(tmp_path: Any, record: models.Record) -> None:
+    class Lazy(models.MLP):
+        def __init__(self) -> None:
+            super().__init__(bn=lambda _: L.BatchNormalization(axis=0))
+
+    watched(models.trainer_of(Lazy(), tmp_path))
+    assert [(e.moved, e.swapped, e.still) for e in record.evaluations] == [((), False, ())] * 3
+
+
+def loop(model: Any, *, epochs: int = 3, before: Any = None, after: Any = None, backprop: bool = False) -> Any:
+    """Train by hand; call ``before`` and ``after`` around each evaluation with the number of the epoch."""
+    (x, t), (xv, tv) = models.data(), models.data(200, seed=1)
+    optimizer = chainer.optimizers.Adam().setup(model)
+    with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
+        for epoch in range(epochs):
+            for start in range(0, 256, 64):
+                loss = F.softmax_cross_entropy(model(x[start : start + 64]), t[start : start + 64])
+                model.cleargrads()
+                loss.backward()
+                optimizer.update()
+                watch.step(loss=loss)
+            if before is not None:
+                before(epoch)
+            with chainer.using_config("train", False), chainer.using_config("enable_backprop", backprop):
+                accuracy = F.accuracy(model(xv), tv)
+            if after is not None:
+                after(epoch)
+            watch.evaluation(accuracy=accuracy, examples=200)
+    assert not [d for d in watch.diagnoses if d.rule == "BN903"]
+    return watch
+
+
+@pytest.mark.parametrize("backprop", [False, True])
+def test_a_healthy_loop(record: models.Record, backprop: bool) -> None:
+    loop(models.MLP(), backprop=backprop)
+    assert [e.swapped for e in record.evaluations] == [None, False, False]  # the first comes as a surprise
+    assert [(e.moved, e.still) for e in record.evaluations] == [((), ())] * 3
+
+
+@pytest.mark.parametrize("backprop", [False, True])
+def test_a_loop_that_evaluates_an_average(record: models.Record, backprop: bool) -> None:
+    model = models.MLP()
+    average = Average(model)
+
+    def swap_in(_: int) -> None:
+        average.update()
+        average.swap()
+
+    loop(model, before=swap_in, after=average.swap, epochs=4, backprop=backprop)
+    assert [e.swapped for e in record.evaluations] == [None, True, True, True]
+
+
+def test_a_loop_that_evaluates_in_training_mode_too(record: models.Record) -> None:
+    model, (x, _) = models.MLP(), models.data(50, seed=5)
+
+    def predict(epoch: int) -> None:
+        if epoch != 1:
+            with chainer.no_backprop_mode():
+                model(x)
+
+    loop(model, before=predict)
+    assert [e.moved for e in record.evaluations] == [BOTH, (), BOTH]
+    assert [e.swapped for e in record.evaluations] == [None, False, False]
+
+
+def test_two_evaluations_after_one_step(record: models.Record) -> None:
+    model = models.MLP()
+    (x, t), average = models.data(64), Average(model)
+    optimizer = chainer.optimizers.Adam().setup(model)
+    with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
+        for _ in range(3):
+            loss = F.softmax_cross_entropy(model(x), t)
+            model.cleargrads()
+            loss.backward()
+            optimizer.update()
+            watch.step(loss=loss)
+        watch.evaluation(accuracy=0.5, examples=64)
+        average.swap()
+        watch.evaluation(accuracy=0.25, examples=64)
+    assert [e.swapped for e in record.evaluations] == [None, True]
+
+
+def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
+    for size in (1, 255, 256, 257, 1000, 100_000):
+        entries = sample_of(np.arange(size).reshape(-1, 1), ENTRIES)
+        assert 1 <= len(entries) <= ENTRIES
+        assert len(set(np.diff(entries))) <= 1
+        assert entries[-1] + size // ENTRIES + 1 >= size - 1
+
+
+def test_the_hook_is_nothing_in_a_copy() -> None:
+    import copy
+
+    called: list[Any] = []
+    hook = After(called.append)
+    copy.deepcopy(hook)("optimizer")
+    assert not called
+    hook("optimizer")
+    assert called == ["optimizer"]
+
+
+@pytest.mark.parametrize("loaded_inside", [False, True])
+def test_statistics_that_were_not_restored(record: models.Record, loaded_inside: bool) -> None:
+    model, random = models.MLP(), np.random.default_rng(0)
+
+    def restore() -> None:
+        for link in (model.bn1, model.bn2):
+            link.gamma.array[:] = random.normal(1, 0.1, 16)
+        model.bn2.avg_mean[:] = random.normal(0, 1, 16)
+
+    if not loaded_inside:
+        restore()
+    with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
+        if loaded_inside:
+            restore()
+        watch.evaluation(accuracy=0.1, examples=200)
+    assert record.attachments[0].unrestored == ("bn1",)
+
+
+def test_what_is_told_at_attach_is_of_before_the_first_step(record: models.Record) -> None:
+    model = models.MLP()
+    model.bn2.beta.array[3] = 1.0
+    loop(model, epochs=1)
+    assert record.attachments[0].unrestored == ("bn2",)
+
+
+def test_statistics_that_a_file_did_not_bring_to_a_lazy_link(record: models.Record) -> None:
+    model = models.MLP(bn=lambda _: L.BatchNormalization(axis=0))
+    model.bn1.gamma.initialize((16,))
+    model.bn1.gamma.array[:] = np.linspace(0.5, 1.5, 16)
+    with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
+        watch.evaluation(accuracy=0.1, examples=200)
+    assert record.attachments[0].unrestored == ("bn1",)
+
+
+def test_new_models_and_random_scales_are_not_unrestored(record: models.Record) -> None:
+    def random_scale(size: int) -> Any:
+        return L.BatchNormalization(size, initial_gamma=chainer.initializers.Normal(1.0))
+
+    for model in (models.MLP(), models.MLP(bn=random_scale), models.MLP(bn=lambda _: L.BatchNormalization(axis=0))):
+        loop(model, epochs=1)
+    assert [a.unrestored for a in record.attachments] == [()] * 3

@@ -1,0 +1,78 @@
+import pytest
+
+from bnwatch import testing
+from bnwatch.records import Attachment, EvaluationRecord
+from tests.rules import cases
+
+RULE = "BN210"
+
+
+def swapped(measured=None, *, step=9, by="keras 3", swapped=True, **fields):
+    known = Attachment((testing.layer(),), framework=by)
+    record = EvaluationRecord(9, 0, 0.9, swapped=swapped, **fields)
+    return testing.signals(known, record, *([] if measured is None else [measured]))
+
+
+def cells(lost, examples=500, *, step=9, split="evaluation", population=0.9):
+    """Running statistics lose ``lost`` examples that batch statistics get right; p = 2^-lost."""
+    row = {"batch": 0.9, "running": 0.9 - lost / examples, "population": population}
+    return testing.cells(step, **{split: row}, examples=examples)
+
+
+FIRES = {
+    "averaged weights": lambda: swapped(
+        testing.cells(
+            9,
+            training={"batch": 1.0, "running": 0.8, "population": 1.0},
+            evaluation={"batch": 0.98, "running": 0.78, "population": 0.98},
+        )
+    ),
+    "above_cost": lambda: swapped(cells(21, 2000)),
+    "below_alpha": lambda: swapped(cells(10)),
+    "training data alone": lambda: swapped(cells(50, split="training")),
+    "measured later": lambda: swapped(cells(50, step=20)),
+    "statistics of yet another training": lambda: swapped(cells(50), moved=("bn",)),
+}
+INFO = {
+    "below_cost": lambda: swapped(cells(19, 2000)),
+    "above_alpha": lambda: swapped(cells(9)),
+    "no cost": lambda: swapped(cells(0)),
+    "a cost that a re-estimate does not restore": lambda: swapped(cells(50, population=0.81)),
+}
+QUIET = {
+    "the weights of the last step": lambda: swapped(cells(50), swapped=False),
+    "the best checkpoint, with its statistics": lambda: swapped(cells(0), moved=("bn",)),
+    "swapped once, and back": lambda: testing.signals(
+        EvaluationRecord(1, 0, swapped=True), EvaluationRecord(2, 0, swapped=False)
+    ),
+}
+SKIPS = {
+    "no evaluation": (lambda: testing.signals(testing.snapshot(1)), None),
+    "not known": (lambda: swapped(swapped=None), None),
+    "a checkpoint, not measured": (lambda: swapped(moved=("bn",)), "cells"),
+}
+
+test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
+
+
+@pytest.mark.parametrize("measured", [None, cells(50, step=4)])
+def test_what_is_not_measured_is_asked_for(measured):
+    ((finding,), (skipped,)) = cases.look(RULE, swapped(measured))
+    assert str(finding.severity) == "info"
+    assert finding.notes == ("what it costs is not measured yet",)
+    assert finding.table is None
+    assert skipped.needs == "cells"
+
+
+def test_what_it_costs_is_said_with_what_restores_it():
+    ((finding,), skipped) = cases.look(RULE, FIRES["averaged weights"]())
+    assert skipped == []
+    assert "are still those of the other weights, which costs accuracy" in finding.message
+    assert "78.0% with the running statistics and 98.0% with re-estimated ones" in finding.notes[0]
+    assert [row[0] for row in finding.table.rows] == ["training data", "evaluation data"]
+
+
+@pytest.mark.parametrize(("framework", "said"), [("keras 3", "bnwatch.keras.recalibrate"), ("", "frozen weights")])
+def test_the_re_estimate_of_the_framework_is_named(framework, said):
+    ((finding,), _) = cases.look(RULE, swapped(cells(50), by=framework))
+    assert said in finding.helps[0]
