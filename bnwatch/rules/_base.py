@@ -141,25 +141,26 @@ def stuck(signals: Signals, alpha: float) -> int:
     return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
 
 
-def harmless(signals: Signals) -> bool:
+def harmless(signals: Signals, statistics: Statistics = "running") -> bool:
     """Return whether running statistics are known to cost nothing: a distance between statistics is then no fault.
 
     The cells show that on every split they measured, for a network that has learned something; where they are older
-    than the last evaluation, that evaluation is no worse than the training either.
+    than the last evaluation, that evaluation is no worse than the training either. Of ``"population"`` statistics it
+    says that those re-estimated from these batches cost nothing: then the running ones are no mixture.
     """
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
     if cells is None or not (cells.training or cells.evaluation):
         return False
     if last is not None and cells.step < last.step and unexplained_gap(signals, GAP_ALPHA) is not None:
         return False
-    return all(_free(row["batch"], row["running"]) for _, row in cells.rows())
+    return all(statistics in row and _free(row["batch"], row[statistics]) for _, row in cells.rows())
 
 
-def _free(batch: Cell, running: Cell) -> bool:
-    """Return whether running statistics cost next to nothing against batch statistics that are better than guessing."""
+def _free(batch: Cell, other: Cell) -> bool:
+    """Return whether other statistics cost next to nothing against batch statistics that are better than guessing."""
     right = round(batch.accuracy * batch.examples)
     learned = moments.binomial_survival(right, batch.examples, batch.majority) < LEARNING_ALPHA
-    return learned and batch.examples >= ENOUGH and batch.gain_over(running)[0] <= HARMLESS
+    return learned and batch.examples >= ENOUGH and batch.gain_over(other)[0] <= HARMLESS
 
 
 def costs(row: Mapping[Statistics, Cell], cost: float, alpha: float) -> bool:
