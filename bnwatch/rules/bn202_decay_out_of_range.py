@@ -60,7 +60,7 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
         if decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
             if decay > 0.0 or cost is not None:
                 yield _short(signals, subject, decay, paths, cost)
-        elif cost is not None and decay < 1.0 and _part(signals, decay) > limits["part"]:
+        elif cost is not None and _settled(signals, decay) and _part(signals, decay) > limits["part"]:
             yield _lagging(signals, subject, decay, paths, cost, limits["part"])
         elif structure is not None and structure.steps is not None:
             yield from _long(signals, structure, subject, decay, paths, limits["weight"])
@@ -77,6 +77,11 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)
     return found[-1] if found and mended else None
+
+
+def _settled(signals: Signals, decay: float) -> bool:
+    """Return whether the training so far has replaced what the running statistics began with, whatever that was."""
+    return decay < 1.0 and moments.initial_weight(decay, signals.step) <= _settling.WEIGHT
 
 
 def _part(signals: Signals, decay: float) -> float:
