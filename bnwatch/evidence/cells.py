@@ -75,7 +75,8 @@ class Cells:
     ``population`` statistics are re-estimated on training data for both rows. The training row has a fourth cell where
     its batches can be taken apart: ``reshuffled``, batch statistics of random batches of the same sizes. A cell is None
     where its data were not to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a
-    framework compiles.
+    framework compiles. ``swapped``: whether the trained parameters were others than the last training step left, as
+    averages or loaded weights are; None when unknown.
     """
 
     step: int
@@ -85,6 +86,7 @@ class Cells:
     evaluation: dict[Statistics, Cell]
     missing: str | None = None
     seconds: float = 0.0
+    swapped: bool | None = None
 
     @property
     def unseen(self) -> float | None:
