@@ -12,7 +12,7 @@ from chainer import training
 from chainer.training import extensions
 
 from benchmarks.clinic.case import case
-from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, scored, shuffled, train
+from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, logged, scored, shuffled, train
 from benchmarks.clinic.data import Data, digits
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def normalized_output(run: Run) -> None:
     trainer.extend(extensions.LogReport())
     run.extend(trainer)
     trainer.run()
-    log = trainer.get_extension("LogReport").log
-    history = {"loss": [e["main/loss"] for e in log], "val_loss": [e["validation/main/loss"] for e in log]}
-    finished(run, model.predictor, Data(x, y, xv, yv), history)
+    finished(run, model.predictor, Data(x, y, xv, yv), *logged(trainer))
 
 
 @case("BN-114/chainer-hand", expects="BN109", framework="chainer")

@@ -12,7 +12,7 @@ from chainer import serializers
 from chainer.training import extensions, updaters
 
 from benchmarks.clinic.case import case
-from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, scored, shuffled, train, trainer_of
+from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, logged, scored, shuffled, train, trainer_of
 from benchmarks.clinic.data import Data, digits
 
 if TYPE_CHECKING:
@@ -264,10 +264,7 @@ def lazily_made_statistics(run: Run) -> None:
     classifier = L.Classifier(model)
     trainer = trainer_of(run, classifier, Data(data.x[:160], data.y[:160], data.xv, data.yv), epochs=1)
     trainer.run()
-    log = trainer.get_extension("LogReport").log
-    history = {name: [entry[f"main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    history |= {f"val_{name}": [entry[f"validation/main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    finished(run, model, data, history)
+    finished(run, model, data, *logged(trainer))
 
 
 def two_shards() -> tuple[Data, Data]:
@@ -342,9 +339,7 @@ def parallel_updater(run: Run) -> None:
     trainer.extend(extensions.LogReport())
     run.extend(trainer)
     trainer.run()
-    log = trainer.get_extension("LogReport").log
-    run.measure(accuracy=log[-1]["main/accuracy"], val_accuracy=log[-1]["validation/main/accuracy"])
-    run.subject(model.predictor, train=(x, y), evaluation=(data.xv, data.yv))
+    finished(run, model.predictor, data, *logged(trainer))
 
 
 @case("BN-137/chainer", expects=("BN213", "BN204"), framework="chainer", fast=True)

@@ -67,7 +67,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN101": (*NUMERICS, "BN205"),
     "BN208": (*NUMERICS, "BN205", "BN206", "BN101"),
     "BN207": (*NUMERICS, "BN205", "BN206", "BN101", "BN208"),
-    "BN209": (*NUMERICS, "BN205", "BN206", "BN101", "BN208", "BN207"),
+    "BN209": (*NUMERICS, "BN106", "BN205", "BN206", "BN101", "BN208", "BN207"),
     "BN202": (*NUMERICS, *CALLS, *SAMPLES, *MIXTURES),
     "BN201": (*NUMERICS, *CALLS, "BN205"),
     "BN108": STATISTICS,
