@@ -201,7 +201,7 @@ def backbone() -> CNN:
     return model
 
 
-@case("BN-121/chainer", expects="BN105", framework="chainer", fast=True)
+@case("BN-121/chainer", expects="BN105", framework="chainer")
 def frozen_but_moving(run: Run) -> None:
     """``disable_update`` freezes parameters, not statistics; https://github.com/keras-team/keras/pull/9965."""
     model, data = Transfer(backbone()), target_task()
@@ -221,7 +221,7 @@ def frozen_by_hand(run: Run) -> None:
     by_hand(run, model, data, epochs=6, optimizer=optimizer)
 
 
-@case("BN-156/chainer", expects="BN106", framework="chainer", fast=True)
+@case("BN-156/chainer", expects="BN106", framework="chainer")
 def monitored_in_training_mode(run: Run) -> None:
     """After each step a look at other data in training mode, for a plot.
 
