@@ -10,6 +10,7 @@ from bnwatch.evidence import (
     Difference,
     Examples,
     ExperimentNotPossibleError,
+    Seen,
     SiteMoments,
     attribute,
     crosscheck,
@@ -230,7 +231,7 @@ def test_a_layer_that_varies_in_one_batch_of_many_varies(lab, monkeypatch):
         (testing.layer_look("a", zero=0.5, spread=0.1), testing.layer_look("b", zero=1.0, spread=0.0)),
     ]
     lab.data["training"] = lab.data["training"][:2]
-    monkeypatch.setattr(lab, "look", lambda _batch, gradients: looks.pop(0))
+    monkeypatch.setattr(lab, "look", lambda _batch, gradients: Seen(looks.pop(0)))
     found = localise(lab)
     assert found.first.path == "b"
     assert [(layer.zero_samples, layer.dead_units, layer.spread) for layer in found.look.layers] == [
