@@ -35,8 +35,12 @@ BATCH, EVALUATED, SAVED = 128, 25, 50
 
 @pytest.fixture(scope="module", autouse=True)
 def unhurried() -> Any:
-    """Let experiments take the time they need: how many examples they measure must not hang on the machine."""
+    """Let experiments take the time they need: how many examples they measure must not hang on the machine.
+
+    Batches are kept by their examples alone, so that those that came before a snapshot are none of them.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnwatch.chainer.examples.COMPOSED", 1)
         patch.setattr("bnwatch.chainer.session.seconds_after", lambda _: None)
         yield
 
