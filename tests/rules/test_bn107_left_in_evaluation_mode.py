@@ -59,7 +59,7 @@ test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS
 def test_it_names_the_step_the_evaluation_and_what_is_frozen_in():
     ((finding,), _) = cases.look(RULE, switched(after="IIII"))
     assert finding.subject == "bn"
-    assert finding.message == "since step 8, where an evaluation ran, training runs `bn` in inference mode"
+    assert finding.message == "since the evaluation at step 8, training runs `bn` in inference mode"
     assert finding.evidence["steps"].value == 4
     assert finding.evidence["initial_weight"].value == pytest.approx(0.99**8)
     ((finding,), _) = cases.look(RULE, switched(specs=TWO, evaluation=False))
