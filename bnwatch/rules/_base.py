@@ -6,18 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import LEARNING_ALPHA, Signals, gap
+from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
     from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.records import EvaluationRecord
 
-COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
+COLUMNS: dict[Statistics, str] = {
+    "batch": "batch statistics",
+    "reshuffled": "in random batches",
+    "running": "running statistics",
+    "population": "re-estimated",
+}
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
@@ -120,25 +127,45 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
-def harmless(signals: Signals) -> bool:
+def at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+    """Return whether training and evaluation accuracy are what a constant predictor or a guesser can reach."""
+    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    return all(
+        moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
+        for accuracy, examples in pairs
+        if accuracy is not None and examples
+    )
+
+
+def stuck(signals: Signals, alpha: float) -> int:
+    """Return for how many evaluations in a row, the last one among them, accuracy has been what guessing gives."""
+    chance = signals.chance
+    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples]
+    if chance is None:
+        return 0
+    return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
+
+
+def harmless(signals: Signals, statistics: Statistics = "running") -> bool:
     """Return whether running statistics are known to cost nothing: a distance between statistics is then no fault.
 
     The cells show that on every split they measured, for a network that has learned something; where they are older
-    than the last evaluation, that evaluation is no worse than the training either.
+    than the last evaluation, that evaluation is no worse than the training either. Of ``"population"`` statistics it
+    says that those re-estimated from these batches cost nothing: then the running ones are no mixture.
     """
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
     if cells is None or not (cells.training or cells.evaluation):
         return False
     if last is not None and cells.step < last.step and unexplained_gap(signals, GAP_ALPHA) is not None:
         return False
-    return all(_free(row["batch"], row["running"]) for _, row in cells.rows())
+    return all(statistics in row and _free(row["batch"], row[statistics]) for _, row in cells.rows())
 
 
-def _free(batch: Cell, running: Cell) -> bool:
-    """Return whether running statistics cost next to nothing against batch statistics that are better than guessing."""
+def _free(batch: Cell, other: Cell) -> bool:
+    """Return whether other statistics cost next to nothing against batch statistics that are better than guessing."""
     right = round(batch.accuracy * batch.examples)
     learned = moments.binomial_survival(right, batch.examples, batch.majority) < LEARNING_ALPHA
-    return learned and batch.examples >= ENOUGH and batch.gain_over(running)[0] <= HARMLESS
+    return learned and batch.examples >= ENOUGH and batch.gain_over(other)[0] <= HARMLESS
 
 
 def costs(row: Mapping[Statistics, Cell], cost: float, alpha: float) -> bool:
@@ -178,18 +205,24 @@ def refresh(signals: Signals) -> str:
 
 
 def cells_table(cells: Cells) -> Table:
-    """Return the accuracies of the cells."""
+    """Return the accuracies of the cells; random batches have a column only where they lose accuracy."""
+    columns = {name: title for name, title in COLUMNS.items() if name != "reshuffled" or _apart(cells.training)}
     return Table(
-        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
+        ("accuracy in % on", *columns.values(), "examples"),
         tuple(
             (
                 f"{split} data",
-                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
+                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in columns),
                 float(row["running"].examples),
             )
             for split, row in cells.rows()
         ),
     )
+
+
+def _apart(row: Mapping[Statistics, Cell]) -> bool:
+    """Return whether random batches lose accuracy against batches as they were."""
+    return "reshuffled" in row and row["batch"].gain_over(row["reshuffled"])[1] < INNOCENT
 
 
 def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
@@ -245,6 +278,13 @@ def passes(signals: Signals) -> int:
     if structure is None or structure.hidden is not None or signals.adapter == "bnwatch.chainer":
         return times if len(calls) > 1 else 1
     return times if all(len(usage.places) < times for usage in structure.layers) else 1
+
+
+def within_epochs(signals: Signals) -> list[SignalTable]:
+    """Return the samples of the present call sites whose step no evaluation followed: these may be odd last batches."""
+    ends = {evaluation.step for evaluation in signals.evaluations}
+    sites = signals.tables[-1].sites if signals.tables else ()
+    return [table for table in signals.tables if table.sites == sites and table.step not in ends]
 
 
 def decay_argument(signals: Signals, value: str) -> str:
