@@ -3,6 +3,7 @@ import pytest
 from bnwatch import testing
 from bnwatch.diagnosis import Severity, Skipped
 from bnwatch.engine import QUIET_LOOKS, Allowances, Engine
+from bnwatch.records import EvaluationRecord, Structure
 from bnwatch.rules import CATALOGUE, Finding, rule
 
 
@@ -223,3 +224,111 @@ def test_the_whole_catalogue_is_quiet_on_nothing():
     run = Engine()
     assert run.run(testing.signals()) == []
     assert all(s.reason and not s.reason.endswith(".") for s in run.skipped)
+
+
+SICK = {
+    "one poisoned batch": ("BN401", "BN301", "BN302", "BN303"),
+    "statistics in float16": ("BN403", "BN402", "BN401", "BN404", "BN301", "BN302"),
+    "evaluated in training mode": ("BN103", "BN106", "BN201", "BN304", "BN301", "BN303"),
+    "left in evaluation mode": ("BN107", "BN104", "BN203", "BN201", "BN301", "BN303"),
+    "never called in training mode": ("BN104", "BN203", "BN211", "BN201", "BN301"),
+    "frozen, and not in inference mode": ("BN105", "BN203", "BN106", "BN210", "BN304", "BN301"),
+    "updates that never run": ("BN203", "BN211", "BN201", "BN301", "BN302"),
+    "weights loaded without statistics": ("BN211", "BN210", "BN201", "BN301"),
+    "averaged weights": ("BN210", "BN202", "BN301", "BN303"),
+    "one example a batch": ("BN205", "BN213", "BN204", "BN404", "BN201", "BN301", "BN302"),
+    "two examples a micro-batch": ("BN213", "BN204", "BN202", "BN301", "BN303"),
+    "one example left over": ("BN206", "BN209", "BN202", "BN301", "BN303"),
+    "two sensors, one layer": ("BN101", "BN208", "BN207", "BN202", "BN201", "BN301", "BN303"),
+    "real and fake in turn": ("BN208", "BN207", "BN209", "BN201", "BN301", "BN303"),
+    "one class a batch": ("BN207", "BN209", "BN201", "BN301", "BN303"),
+    "a memory of one batch": ("BN202", "BN108", "BN301", "BN303"),
+    "a short training with a long memory": ("BN201", "BN108", "BN301", "BN302", "BN303"),
+    "dropout in front": ("BN108", "BN301", "BN303"),
+    "shards that are not shuffled": ("BN212", "BN301", "BN303"),
+    "a dead bottleneck": ("BN306", "BN404", "BN302"),
+    "features that never varied": ("BN404", "BN304", "BN301", "BN303"),
+    "inputs scaled down twice": ("BN405", "BN302"),
+    "evaluation without preprocessing": ("BN304", "BN301", "BN303"),
+}
+
+
+def firing(*ids):
+    """Rules of these ids, each of which finds something."""
+    return [script(id_, found(f"of {id_}")) for id_ in ids]
+
+
+@pytest.mark.parametrize("ids", SICK.values(), ids=SICK)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_sick_program_has_one_headline(ids, backwards):
+    run = engine(*firing(*sorted(ids, reverse=backwards)))
+    run.run(at(1))
+    assert [d.rule for d in run.diagnoses if not d.causes] == [ids[0]]
+    assert run.diagnoses[0].rule == ids[0]
+    by_key = {d.key: d for d in run.diagnoses}
+    for diagnosis in run.diagnoses:
+        first = diagnosis
+        while first.causes:
+            first = by_key[first.causes[0]]
+        assert first.rule == ids[0]
+
+
+def test_independent_faults_come_in_the_order_of_decision():
+    """Neither the severity nor the step at which each was found decides."""
+    ids = ("BN103", "BN102", "BN101", "BN306", "BN109")
+    last, *others = firing(*ids)
+    late = script("BN103", None, found("of BN103"))
+    grave = script("BN109", *[found("of BN109", severity=Severity.ERROR)] * 2)
+    again = [script(rule.id, *[found(f"of {rule.id}")] * 2) for rule in others[:-1]]
+    run = engine(grave, *again, late)
+    run.run(at(1))
+    run.run(at(2))
+    assert [d.rule for d in run.diagnoses] == list(ids)
+    assert last.id == "BN103"
+
+
+def test_what_is_worth_knowing_comes_behind_what_is_wrong():
+    run = engine(script("BN101", found(severity=Severity.INFO)), *firing("BN304"))
+    run.run(at(1))
+    assert [d.rule for d in run.diagnoses] == ["BN304", "BN101"]
+    assert run.diagnoses[0].causes == ()
+
+
+def trained(*draws, steps=60, decay=0.9, accuracy=0.5, cells=None, **plan):
+    """The signals of a training with the whole catalogue's eyes, after an evaluation."""
+    spec = testing.layer(channels=8, decay=decay)
+    steps_of = Structure((testing.usage(decay=decay),), steps_per_epoch=plan.get("planned", steps), epochs=1)
+    record = EvaluationRecord(steps, 0, accuracy, examples=1000, train_accuracy=0.98, train_examples=1000, classes=10)
+    row = cells or {"batch": 0.98, "running": accuracy, "population": 0.98}
+    return testing.signals(
+        steps_of, *testing.train(spec, *draws, steps=steps), record, testing.cells(steps, training=row, evaluation=row)
+    )
+
+
+REAL = {
+    "a short training with a long memory": (
+        "BN201", lambda: trained(testing.normal(8, 64, mean=3.0), decay=0.99),
+    ),
+    "a long training that has begun": (None, lambda: trained(testing.normal(8, 64, mean=3.0), decay=0.99, planned=660)),
+    "two sensors, and a short training": (
+        "BN101",
+        lambda: trained(
+            testing.normal(8, 64), testing.normal(8, 64, mean=3.0), decay=0.99,
+            cells={"batch": 0.98, "running": 0.5, "population": 0.7},
+        ),
+    ),
+    "two call sites that differ, and a short training": (
+        "BN201", lambda: trained(testing.normal(8, 64), testing.normal(8, 64, mean=3.0), decay=0.99),
+    ),
+    "updates that never run": ("BN203", lambda: trained(testing.normal(8, 64, mean=3.0), decay=1.0)),
+    "a memory of one batch": ("BN202", lambda: trained(testing.normal(8, 64), decay=0.01, accuracy=0.94)),
+    "healthy": (None, lambda: trained(testing.normal(8, 64), accuracy=0.98)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("headline", "build"), REAL.values(), ids=REAL)
+def test_the_catalogue_gives_one_headline(headline, build):
+    run = Engine()
+    run.run(build())
+    grave = [d.rule for d in run.diagnoses if d.severity >= Severity.WARNING and not d.causes]
+    assert grave == ([] if headline is None else [headline])

@@ -35,6 +35,10 @@ from bnwatch.rules.bn304_evaluation_input_shift import evaluation_input_shift
 from bnwatch.rules.bn305_gap_not_from_batch_norm import gap_not_from_batch_norm
 from bnwatch.rules.bn306_dead_bottleneck import dead_bottleneck
 from bnwatch.rules.bn401_non_finite_statistics import non_finite_statistics
+from bnwatch.rules.bn402_negative_running_variance import negative_running_variance
+from bnwatch.rules.bn403_half_precision_overflow import half_precision_overflow
+from bnwatch.rules.bn404_constant_channel import constant_channel
+from bnwatch.rules.bn405_epsilon_dominates import epsilon_dominates
 from bnwatch.rules.bn901_unused_allowance import unused_allowance
 from bnwatch.rules.bn902_nothing_watched import nothing_watched
 from bnwatch.rules.bn903_watch_disabled import watch_disabled
@@ -72,6 +76,10 @@ CATALOGUE = (
     gap_not_from_batch_norm,
     dead_bottleneck,
     non_finite_statistics,
+    negative_running_variance,
+    half_precision_overflow,
+    constant_channel,
+    epsilon_dominates,
     unused_allowance,
     nothing_watched,
     watch_disabled,

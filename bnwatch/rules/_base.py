@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from bnwatch import moments
@@ -16,6 +17,7 @@ from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
     from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.records import EvaluationRecord
 
 COLUMNS: dict[Statistics, str] = {
     "batch": "batch statistics",
@@ -125,25 +127,45 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
-def harmless(signals: Signals) -> bool:
+def at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+    """Return whether training and evaluation accuracy are what a constant predictor or a guesser can reach."""
+    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    return all(
+        moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
+        for accuracy, examples in pairs
+        if accuracy is not None and examples
+    )
+
+
+def stuck(signals: Signals, alpha: float) -> int:
+    """Return for how many evaluations in a row, the last one among them, accuracy has been what guessing gives."""
+    chance = signals.chance
+    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples]
+    if chance is None:
+        return 0
+    return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
+
+
+def harmless(signals: Signals, statistics: Statistics = "running") -> bool:
     """Return whether running statistics are known to cost nothing: a distance between statistics is then no fault.
 
     The cells show that on every split they measured, for a network that has learned something; where they are older
-    than the last evaluation, that evaluation is no worse than the training either.
+    than the last evaluation, that evaluation is no worse than the training either. Of ``"population"`` statistics it
+    says that those re-estimated from these batches cost nothing: then the running ones are no mixture.
     """
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
     if cells is None or not (cells.training or cells.evaluation):
         return False
     if last is not None and cells.step < last.step and unexplained_gap(signals, GAP_ALPHA) is not None:
         return False
-    return all(_free(row["batch"], row["running"]) for _, row in cells.rows())
+    return all(statistics in row and _free(row["batch"], row[statistics]) for _, row in cells.rows())
 
 
-def _free(batch: Cell, running: Cell) -> bool:
-    """Return whether running statistics cost next to nothing against batch statistics that are better than guessing."""
+def _free(batch: Cell, other: Cell) -> bool:
+    """Return whether other statistics cost next to nothing against batch statistics that are better than guessing."""
     right = round(batch.accuracy * batch.examples)
     learned = moments.binomial_survival(right, batch.examples, batch.majority) < LEARNING_ALPHA
-    return learned and batch.examples >= ENOUGH and batch.gain_over(running)[0] <= HARMLESS
+    return learned and batch.examples >= ENOUGH and batch.gain_over(other)[0] <= HARMLESS
 
 
 def costs(row: Mapping[Statistics, Cell], cost: float, alpha: float) -> bool:

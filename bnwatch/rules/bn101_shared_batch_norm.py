@@ -41,7 +41,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
         if differ:
             yield Finding(
                 subject=spec.path,
-                severity=Severity.INFO if harmless(signals) else None,
+                severity=Severity.INFO if harmless(signals) or harmless(signals, "population") else None,
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
@@ -51,7 +51,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
                         "normalizes all of them with one mixture, which fits none"
                     ),
-                    *(innocence(signals.cells) if harmless(signals) else ()),
+                    *_innocence(signals),
                 ),
                 helps=_helps(signals),
             )
@@ -63,6 +63,18 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 evidence=evidence,
                 notes=("sharing is harmless as long as all call sites see the same distribution",),
             )
+
+
+def _innocence(signals: Signals) -> tuple[str, ...]:
+    """Return what the cells say for a mixture of sites that differ, if anything."""
+    if harmless(signals):
+        return innocence(signals.cells)
+    if not harmless(signals, "population"):
+        return ()
+    return (
+        "statistics re-estimated over all call sites cost no accuracy, so the mixture does no harm: what costs "
+        "accuracy is how old the running statistics are",
+    )
 
 
 def _before_training(signals: Signals) -> Iterator[Finding | Skipped]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, innocence, rule
+from bnwatch.rules import _guessing
+from bnwatch.rules._base import Finding, Limits, Threshold, at_chance, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     constant=Threshold(1e-6, "derived", "relative spread of the output over examples that float32 rounding can give"),
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
     margin=Threshold(0.05, "convention", "share above chance that the number of examples must be able to tell from it"),
+    bounds=Threshold(0.99, "convention", "share of outputs at a bound of their activation: saturated"),
+    fast=Threshold(0.1, "convention", "relative change of parameters in a step; healthy trainings show .001 to .02"),
+    worse=Threshold(3.0, "convention", "times the loss of guessing: confident and wrong"),
+    slow=Threshold(1e-6, "convention", "relative change of parameters in a step, below which nothing is learned"),
+    near=Threshold(0.1, "convention", "relative distance of a loss from that of guessing"),
 )
 def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training and evaluation accuracy are what guessing gives."""
@@ -37,7 +43,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         return
     stuck = 0
     for evaluation in reversed(evaluations):
-        if not _at_chance(evaluation, chance, limits["alpha"]):
+        if not at_chance(evaluation, chance, limits["alpha"]):
             break
         stuck += 1
     if not stuck:
@@ -59,10 +65,12 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if cells is None or cells.step < evaluations[-stuck].step:
         cells = None
         yield Skipped("BN302", "whether the running statistics are to blame is to be measured", needs="cells")
-    first = current[-1].first_constant(limits["constant"]) if current else None
+    why = _guessing.kind(
+        _guessing.Case(signals, last, signals.looks[-1] if signals.looks else None, limits, constant=constant)
+    )
     yield Finding(
         subject="model",
-        message=_message(last, stuck, constant=constant),
+        message=_message(last, stuck, why.clause),
         evidence={
             "evaluation_accuracy": Quantity(
                 last.accuracy or 0.0,
@@ -75,38 +83,17 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
         },
         notes=(
             *_odds(last, chance),
-            *((f"`{first.path}` is the first layer whose output does not vary over examples",) if first else ()),
+            *why.notes,
             *innocence(cells),
         ),
-        helps=(
-            ("look at that layer and at what feeds it",)
-            if first
-            else (
-                (
-                    "check that labels match their examples, and that loss and output layer fit each other "
-                    "(softmax with from_logits=False, none with from_logits=True)"
-                ),
-                "try to overfit one batch of 32 examples: a network that cannot has a learning rate or a wiring fault",
-            )
-        ),
+        helps=why.helps,
     )
 
 
-def _message(last: EvaluationRecord, stuck: int, *, constant: bool) -> str:
+def _message(last: EvaluationRecord, stuck: int, clause: str) -> str:
     times = f"{stuck} evaluations in a row" if stuck > 1 else "this evaluation"
     both = f" (training {last.train_accuracy:.1%})" if last.train_accuracy is not None else ""
-    what = "the network gives the same output for every example" if constant else "that is what guessing gives"
-    return f"accuracy is at chance level, {last.accuracy:.1%}{both}, in {times}: {what}"
-
-
-def _at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
-    """Return whether both accuracies are what a constant predictor or a guesser can reach."""
-    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
-    return all(
-        moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
-        for accuracy, examples in pairs
-        if accuracy is not None and examples
-    )
+    return f"accuracy is at chance level, {last.accuracy:.1%}{both}, in {times}: {clause}"
 
 
 def _odds(last: EvaluationRecord, chance: float) -> tuple[str, ...]:

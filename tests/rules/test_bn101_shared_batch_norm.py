@@ -72,16 +72,18 @@ FIRES = {
 }
 
 
-def costing(*, batch=0.99, running=0.985, step=16, evaluations=(), examples=1000):
+def costing(*, batch=0.99, running=0.985, population=0.7, step=16, evaluations=(), examples=1000):
     """Two sites that differ, and what the cells say of it."""
     signals = at_shift(1.0)
-    signals.cells = testing.cells(step, training={"batch": batch, "running": running}, examples=examples)
+    row = {"batch": batch, "running": running, "population": population}
+    signals.cells = testing.cells(step, training=row, examples=examples)
     signals.evaluations.extend(evaluations)
     return signals
 
 
 FIRES |= {
     "the cells show that it costs": lambda: costing(running=0.9),
+    "half of what it costs is age": lambda: costing(running=0.4, population=0.8),
     "too few examples to call it harmless": lambda: costing(examples=100),
     "a network that has learned nothing shows nothing": lambda: costing(batch=0.1, running=0.1),
     "a later evaluation that is worse than the training": lambda: costing(
@@ -90,6 +92,7 @@ FIRES |= {
 }
 INFO = {
     "sites that differ and cost nothing": costing,
+    "what it costs is age": lambda: costing(running=0.4, population=0.985),
     "and a later evaluation is as good as the training": lambda: costing(
         evaluations=[EvaluationRecord(20, 0, 0.98, examples=1000, train_accuracy=0.99, train_examples=1000)]
     ),
@@ -155,8 +158,8 @@ def test_that_it_costs_nothing_is_said_where_it_was_measured(batch, running, not
     if batch is not None:
         fed.cells = testing.cells(16, evaluation={"batch": batch, "running": running, "population": running})
     ((finding,), _) = cases.look(RULE, fed)
-    assert str(finding.severity or "warning") == "warning"
-    assert any(n.startswith("so far it costs no accuracy: the same 1,000 evaluation") for n in finding.notes) is note
+    assert str(finding.severity or "warning") == ("info" if note else "warning")
+    assert any("innocent: the same 1,000 evaluation examples" in n for n in finding.notes) is note
 
 
 def test_drift_of_both_sites_alike_is_no_difference():

@@ -1,8 +1,12 @@
+import dataclasses
+import math
+
+import numpy as np
 import pytest
 from scipy import stats
 
 from bnwatch import moments, testing
-from bnwatch.records import EvaluationRecord
+from bnwatch.records import EvaluationRecord, Output, Structure
 from tests.rules import cases
 
 RULE = "BN302"
@@ -42,7 +46,85 @@ def examples_for(margin):
 ENOUGH = examples_for(LIMITS["margin"])
 INNOCENT = testing.cells(10, evaluation={"batch": 0.1, "running": 0.1})
 
+GUESSED = math.log(10)
+
+
+def guessing(
+    *,
+    loss=None,
+    update=None,
+    bounds=None,
+    spread=0.5,
+    entry=None,
+    output=None,
+    number=2,
+    rate=None,
+    **last,
+):
+    """A network at chance in three evaluations, and what is known of it."""
+    layers = (
+        testing.layer_look("conv", update=update, gradient=0.0),
+        testing.layer_look("out", spread=spread, bounds=bounds),
+    )
+    looks = [testing.look(n, *layers, loss=loss, entry=entry, learning_rate=rate) for n in range(31 - number, 31)]
+    structure = [] if output is None else [Structure(output=output)]
+    known = [dataclasses.replace(one, **last) for one in evaluations(0.1, 0.1, 0.1)]
+    return lambda: at(*known, *looks, *structure, testing.cells(10, evaluation={"batch": 0.1, "running": 0.1}))
+
+
+def ends(activation="softmax", loss="sparse_categorical_crossentropy", *, units=10, from_logits=False):
+    return Output("out", units, activation, loss, from_logits)
+
+
+# Each kind just where it begins, and just where it does not.
+LEAST = math.log(2) * (1 - moments.binomial_interval(0.1, EXAMPLES)[1])
+KINDS = {
+    "above_bounds": (guessing(bounds=LIMITS["bounds"]), "99.0% of the outputs of `out` are exactly 0 or 1"),
+    "below_bounds": (guessing(bounds=LIMITS["bounds"] - 1e-3), "that is what guessing gives"),
+    "above_fast": (guessing(update=LIMITS["fast"] + 1e-9), "the parameters of a layer change by 10% of their size"),
+    "below_fast": (guessing(update=LIMITS["fast"]), "that is what guessing gives"),
+    "above_worse": (guessing(loss=GUESSED * (LIMITS["worse"] + 1e-6)), "the training loss, 6.91, is 3 times that of"),
+    "below_worse": (guessing(loss=GUESSED * (LIMITS["worse"] - 1e-6)), "that is what guessing gives"),
+    "below_slow": (guessing(update=LIMITS["slow"] / 1.01), "no layer changes its parameters by more than 1e-06"),
+    "above_slow": (guessing(update=LIMITS["slow"]), "that is what guessing gives"),
+    "below_near": (guessing(loss=1.099 * GUESSED), "the training loss, 2.53, is that of guessing, 2.3"),
+    "above_near": (guessing(loss=1.101 * GUESSED), "that is what guessing gives"),
+    "the loss is NaN": (guessing(train_loss=math.nan), "the loss is NaN or infinity"),
+    "the loss of the look is infinite": (guessing(loss=math.inf), "the loss is NaN or infinity"),
+    "softmax over one unit": (
+        guessing(output=ends(loss="binary_crossentropy", units=1), loss=0.062, classes=2),
+        "`out` is a softmax over one unit, which is 1 for every input",
+    ),
+    "a loss over one class": (guessing(output=ends("linear", "softmax_cross_entropy", units=1)), "chooses among one"),
+    "one unit with a sigmoid": (
+        guessing(output=ends("sigmoid", "binary_crossentropy", units=1)),
+        "that is what guessing gives",
+    ),
+    "inputs that do not vary": (guessing(entry=0.0, spread=0.0), "every example enters the network as the same input"),
+    "the metric is wrong": (
+        guessing(output=ends(), train_loss=LEAST - 1e-4),
+        "but a training loss of 0.61 is only possible with 12.0% or more",
+    ),
+    "a loss of other examples says nothing of the metric": (
+        guessing(output=ends(), loss=0.1),
+        "that is what guessing gives",
+    ),
+    "a loss that leaves room for guessing": (guessing(output=ends(), train_loss=LEAST + 1e-3), "that is what guessing"),
+    "a small loss of another kind": (
+        guessing(output=ends("sigmoid", "binary_crossentropy"), train_loss=0.01),
+        "that is what guessing gives",
+    ),
+    "a small squared error": (guessing(output=ends(loss="mse"), train_loss=0.01), "that is what guessing gives"),
+    "scores taken for probabilities": (guessing(output=ends("linear")), "the loss takes them for probabilities"),
+    "scores taken for scores": (guessing(output=ends("linear", from_logits=True)), "that is what guessing gives"),
+    "the output is constant": (guessing(spread=0.0), "the network gives the same output for every example"),
+    "no parameter moves": (guessing(update=0.0), "no parameter of any layer changes"),
+    "softmax twice": (guessing(output=ends(from_logits=True)), "softmax is applied twice, by `out` and by the loss"),
+    "labels of other examples": (guessing(loss=2.29, update=0.003), "the training loss, 2.29, is that of guessing"),
+}
+
 FIRES = {
+    **{name: build for name, (build, _) in KINDS.items()},
     "above_patience": lambda: at(*evaluations(0.1, 0.1, 0.1)),
     "below_constant": lambda: at(*evaluations(0.1), *looks(LIMITS["constant"] / 1.01)),
     "above_alpha": lambda: at(*evaluations(*[MOST / EXAMPLES] * 3)),
@@ -107,3 +189,33 @@ def test_the_accuracies_and_their_chance_are_in_the_evidence():
     assert finding.evidence["evaluations"].value == 3
     assert finding.evidence["evaluation_accuracy"].interval == pytest.approx(moments.binomial_interval(0.1, 1000))
     assert finding.evidence["training_accuracy"].value == 0.1
+
+
+@pytest.mark.parametrize(("build", "clause"), KINDS.values(), ids=KINDS)
+def test_the_message_says_which_kind_it_is(build, clause):
+    ((finding,), _) = cases.look(RULE, build())
+    assert clause in finding.message
+
+
+@pytest.mark.parametrize("name", ["above_fast", "below_slow", "softmax twice", "labels of other examples"])
+def test_what_is_likely_names_the_experiment_that_decides(name):
+    ((finding,), _) = cases.look(RULE, KINDS[name][0]())
+    (note,) = (note for note in finding.notes if "likely" in note)
+    assert "what decides: " in note
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_cross_entropy_bounds_the_accuracy(classes):
+    """The bound that tells a wrong metric, against random predictions."""
+    rng = np.random.default_rng(classes)
+    for sharpness in (0.3, 1.0, 5.0):
+        labels = rng.integers(classes, size=500)
+        scores = rng.normal(size=(500, classes)) + sharpness * np.eye(classes)[labels] * rng.uniform(0, 4, (500, 1))
+        p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        loss = -np.log(p[np.arange(500), labels]).mean()
+        assert (p.argmax(axis=1) == labels).mean() >= 1 - loss / math.log(2)
+
+
+def test_the_learning_rate_is_named_where_it_is_known():
+    ((finding,), _) = cases.look(RULE, guessing(update=0.4, rate=10.0)())
+    assert finding.helps[0] == "a learning rate of 0.1 (it is 10)"
