@@ -21,9 +21,9 @@ def run(count, *, batch=None, running=None, examples=1000, size=None, steps=8, e
     return testing.signals(*seen)
 
 
-def effective(samples, *, batch=0.66, running=0.857):
-    """Sixteen images of 64 pixels, whose batch means scatter as those of ``samples`` do."""
-    fed = run(1024, batch=batch, running=running, size=4)
+def effective(samples, *, batch=0.66, running=0.857, images=5):
+    """Images of many pixels, whose batch means scatter as those of ``samples`` do."""
+    fed = run(1024, batch=batch, running=running, size=images)
     fed.tables[-1].column("effective_samples")[:] = samples
     return fed
 
@@ -51,6 +51,7 @@ FIRES = {
     "below_samples": lambda: effective(11.9),
     "above_cost": lambda: run(8, batch=0.8, running=0.8101, examples=10_000),
     "below_alpha": lambda: run(8, batch=0.8, running=0.82, examples=500),
+    "below_few images, whatever their pixels seem to be worth": lambda: effective(40.0, images=4),
     "below_few and it costs": lambda: run(4, batch=0.8, running=0.9),
 }
 INFO = {
