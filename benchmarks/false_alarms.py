@@ -14,8 +14,8 @@ import numpy as np
 
 from bnwatch import moments, testing
 from bnwatch.diagnosis import Severity
-from bnwatch.evidence import Cell, Cells, Examples, entering
-from bnwatch.records import EvaluationRecord
+from bnwatch.evidence import Cell, Cells, Examples, composition, entering
+from bnwatch.records import EvaluationRecord, Structure
 from bnwatch.rules import CATALOGUE, Finding
 
 if TYPE_CHECKING:
@@ -56,7 +56,110 @@ def pixels(channels: int, count: int) -> Callable[[np.random.Generator], NDArray
     )
 
 
-KINDS = {"normal": testing.normal, "correlated": correlated, "heavy tails": heavy, "pixels": pixels}
+def lognormal(channels: int, count: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
+    """Return activations whose logarithm is normal with a standard deviation of 1: skewed, and of heavy tails."""
+    return lambda rng: rng.lognormal(0.0, 1.0, (count, channels))
+
+
+def autoregressive(channels: int, count: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
+    """Return activations of which neighbours along the elements are correlated by .9, in examples of 16 elements."""
+    examples, elements = max(count // 16, 2), 16
+
+    def draw(rng: np.random.Generator) -> NDArray[np.float64]:
+        noise = rng.normal(size=(elements, examples, channels))
+        for n in range(1, elements):
+            noise[n] = 0.9 * noise[n - 1] + 0.19**0.5 * noise[n]
+        return noise.transpose(1, 0, 2).reshape(examples * elements, channels)
+
+    return draw
+
+
+KINDS = {
+    "normal": testing.normal,
+    "correlated": correlated,
+    "heavy tails": heavy,
+    "lognormal": lognormal,
+    "pixels": pixels,
+    "neighbours": autoregressive,
+}
+PER_EXAMPLE = {"pixels": 16, "neighbours": 16}
+SIZES = ((8, 8), (64, 8), (2048, 8), (8, 64), (256, 64), (8, 512), (64, 512), (8, 4096))
+"""Channels and elements a channel."""
+SUSPECTED = {
+    "training": {"batch": 0.9, "running": 0.5, "reshuffled": 0.5},
+    "evaluation": {"batch": 0.9, "running": 0.5},
+}
+"""Cells that show a loss, so that nothing but the statistical test of a rule keeps it silent."""
+NOISY = {"training": {"batch": 0.5, "running": 0.9}}
+"""Cells of noise that costs accuracy."""
+SNAPSHOTS = 1000
+EVERY = 5
+
+
+def healthy_layers(snapshots: int) -> None:
+    """BN204, BN206, BN209: one healthy layer, looked at after each of its samples, with cells that show a loss."""
+    print(f"\nBN204 (batches of 16 examples or more), BN206 (equal batches), BN209: share of {snapshots} looks with a "
+          "warning")  # fmt: skip
+    print(f"{'channels':>8} {'elements':>8} {'activations':<12} {'looks':>6} {'BN204':>7} {'BN206':>7} {'BN209':>8}")
+    totals = np.zeros(4)
+    for channels, count in SIZES:
+        for kind, draw in KINDS.items():
+            counted, seed = np.zeros(4), 0
+            while counted[0] < snapshots:
+                counted += one_training(channels, count, kind, draw(channels, count), seed)
+                seed += 1
+            totals += counted
+            show(f"{channels:>8} {count:>8} {kind:<12}", counted, (7, 7, 8))
+    show(f"{'all':>8} {'':>8} {'':<12}", totals, (7, 7, 8))
+
+
+def one_training(
+    channels: int, count: int, kind: str, draw: Callable[[np.random.Generator], NDArray[np.float64]], seed: int
+) -> NDArray[np.float64]:
+    """Return the looks at one healthy layer in training, and in how many each rule warned."""
+    examples = count // PER_EXAMPLE.get(kind, 1)
+    place = testing.place("bn", elements=PER_EXAMPLE.get(kind, 1))
+    signals = testing.signals(Structure((testing.usage("bn", place),), batch_size=examples))
+    counted = np.zeros(4)
+    spec = testing.layer(channels=channels)
+    for snapshot in testing.train(spec, draw, steps=40 * EVERY, every=EVERY, seed=seed):
+        signals.observe(snapshot)
+        if len(signals.tables) < 2 * LOOKS_FROM:
+            continue
+        signals.evaluate(EvaluationRecord(snapshot.step, 0, 0.5, examples=1000))
+        signals.cells = testing.cells(snapshot.step, **SUSPECTED)  # type: ignore[arg-type]
+        warned = [alarm(rule, signals) for rule in ("BN206", "BN209")]
+        signals.cells = testing.cells(snapshot.step, **NOISY)  # type: ignore[arg-type]
+        counted += (1, alarm("BN204", signals) and examples >= 16, *warned)
+    return counted
+
+
+def random_batches(trials: int) -> None:
+    """BN207, BN208: random batches, also unequal ones, where the cells show a loss."""
+    print(f"\nBN207 and BN208, random batches, {trials} experiments each: share with p below, and with a warning")
+    print(f"{'channels':>8} {'batches':<14} {'activations':<12} {'p<.05':>7} {'p<.01':>7} {'p<1e-3':>7} {'warning':>8}")
+    rng, totals = np.random.default_rng(0), np.zeros(5)
+    cells = testing.cells(**SUSPECTED)  # type: ignore[arg-type]
+    for channels, sizes in ((8, (8,) * 16), (64, (32,) * 8), (512, (32,) * 16), (8, (4,) * 64), (8, (32,) * 15 + (1,))):
+        for kind, draw in KINDS.items():
+            counted = np.zeros(5)
+            if kind in PER_EXAMPLE:
+                continue  # elements of one example stay together: what is shuffled is their means
+            for _ in range(trials):
+                data = [Examples(draw(channels, n)(rng), np.zeros(n, np.int64), "training") for n in sizes]
+                lab = testing.FakeLaboratory(
+                    np.eye(channels), {"training": data}, np.zeros(channels), np.ones(channels)
+                )
+                found = composition(lab)
+                (site,) = found.sites
+                signals = testing.signals(cells, found)
+                warned = alarm("BN207", signals) or alarm("BN208", signals)
+                p = site.p_value
+                counted += (1, p < 0.05, p < 0.01, p < 1e-3, warned)
+            totals += counted
+            what = f"{len(sizes)} of {sizes[0]}" + (f", {sizes[-1]}" if sizes[-1] != sizes[0] else "")
+            show(f"{channels:>8} {what:<14} {kind:<12}", counted, (7, 7, 7, 8))
+    show(f"{'all':>8} {'':<14} {'':<12}", totals, (7, 7, 7, 8))
 
 
 def shared_layers(seconds: float) -> None:
@@ -237,11 +340,16 @@ def main() -> None:
         "--seconds", type=float, default=2.0, help="for each kind of shared or replicated layer (default: 2)"
     )
     parser.add_argument("--trials", type=int, default=2000, help="simulated experiments each (default: 2000)")
+    parser.add_argument(
+        "--snapshots", type=int, default=SNAPSHOTS, help="looks at each kind of healthy layer (default: 1000)"
+    )
     arguments = parser.parse_args()
     shared_layers(arguments.seconds)
     replicas(arguments.seconds)
     paired_cells(arguments.trials)
     equal_inputs(arguments.trials)
+    healthy_layers(arguments.snapshots)
+    random_batches(arguments.trials)
     slow_starts(arguments.trials)
     settled(min(arguments.trials, 200))
 

@@ -232,7 +232,7 @@ def _cells_tree(cells: Cells) -> dict[str, Any]:
         split: {statistics: [cell.predicted, cell.labels] for statistics, cell in row.items()}
         for split, row in cells.rows()
     }
-    plain = {name: getattr(cells, name) for name in ("step", "epoch", "classes", "missing", "seconds")}
+    plain = {name: getattr(cells, name) for name in ("step", "epoch", "classes", "missing", "seconds", "swapped")}
     return {**plain, "rows": rows}
 
 
@@ -252,6 +252,7 @@ def _cells(tree: Any) -> Cells:
         evaluation=row["evaluation"],
         missing=tree["missing"],
         seconds=float(tree["seconds"]),
+        swapped=tree.get("swapped"),
     )
 
 

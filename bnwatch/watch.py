@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -236,6 +237,8 @@ class Watch:
                     self._judge()
         finally:
             self._opened, self._closed, self._record = False, True, None
+            # whatever follows, another training or an evaluation alone, may be of another state of the model
+            self._cells_at = self._attributed_at = -1
             for sink in self._sinks:
                 with self.guard("closing a sink"):
                     sink.close(self.report())
@@ -403,10 +406,20 @@ class Watch:
         if not gradients and self._engine.needs("gradients"):
             self.look(lab, step=step, epoch=epoch, gradients=True)
 
-    def experiment(self, lab: Laboratory, *, step: int, epoch: int, seconds: float | None, final: bool = False) -> None:
+    def experiment(
+        self,
+        lab: Laboratory,
+        *,
+        step: int,
+        epoch: int,
+        seconds: float | None,
+        final: bool = False,
+        swapped: Callable[[], bool | None] = lambda: None,
+    ) -> None:
         """Run the experiments that rules wait for, each within ``seconds``; the cells also at the end (``final``).
 
-        A rule that goes on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
+        ``swapped`` tells of the parameters as they are now what `bnwatch.evidence.Cells` says of it. A rule that goes
+        on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
         """
         if not self.enabled or not self.experiments:
             return
@@ -416,7 +429,7 @@ class Watch:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))
             rest = 1.0 - ENTERING_SHARE - COMPOSITION_SHARE
-            self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds)
+            self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds, swapped)
             self._entering(lab, step, epoch, own)
             self._composition(lab, step, epoch, mixed)
             self._judge(tell=False)
@@ -427,7 +440,9 @@ class Watch:
             self.look(lab, step=step, epoch=epoch, gradients=True)
         self._announce()
 
-    def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
+    def _crosscheck(
+        self, lab: Laboratory, step: int, epoch: int, seconds: float | None, swapped: Callable[[], bool | None]
+    ) -> None:
         wanted = self._engine.needs("cells")
         budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
         try:
@@ -435,8 +450,8 @@ class Watch:
         except evidence.ExperimentNotPossibleError as error:
             self.signals.refused = str(error) if wanted else None
         else:
-            self.signals.cells, self.signals.refused = cells, None
-            self._write(cells)
+            self.signals.cells, self.signals.refused = replace(cells, swapped=swapped()), None
+            self._write(self.signals.cells)
         finally:
             progress.clear()
 

@@ -6,6 +6,7 @@ from bnwatch import testing
 from bnwatch.evidence import (
     Budget,
     Cell,
+    Cells,
     Examples,
     ExperimentNotPossibleError,
     LayerLook,
@@ -249,6 +250,22 @@ def test_interval_and_paired_test_against_scipy():
 def test_equal_cells_gain_nothing():
     one = cell([0, 1, 1], [0, 1, 0])
     assert one.gain_over(one) == (0.0, 1.0)
+
+
+def test_what_statistics_gain_on_the_examples_of_both_splits_together():
+    labels = np.zeros(20, np.int64)
+
+    def right(*rows):
+        return Cell(np.where(np.isin(np.arange(20), rows), 0, 1), labels)
+
+    training = {"population": right(0, 1, 2, 3, 4, 5), "running": right(0, 1)}
+    held = {"population": right(7, 8, 9), "running": right(9, 10)}
+    gained, p = Cells(1, 0, 2, training, held).gain("population", "running")
+    # six examples only with the first, one only with the second
+    assert gained == pytest.approx(5 / 40)
+    assert p == pytest.approx((1 + 7) / 2**7)
+    assert Cells(1, 0, 2, training, {"running": right(0)}).gain("population", "running") is None
+    assert Cells(1, 0, 2, {}, {}).gain("population", "running") is None
 
 
 def test_cells_of_the_builder_have_the_accuracies_asked_for():

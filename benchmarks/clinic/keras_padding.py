@@ -98,7 +98,7 @@ def padding_masked(run: Run) -> None:
     run.fit(model, Bucketed(x, y, order, rng), validation_data=(xv, yv), epochs=8)
 
 
-@case("BN-135/keras", expects="BN212", framework="keras")
+@case("BN-135", expects="BN212", framework="keras")
 def a_sensor_a_replica(run: Run) -> None:
     """Each replica normalizes its own shard: https://github.com/chainer/chainermn/issues/62."""
     cpu = tf.config.list_physical_devices("CPU")[0]

@@ -66,7 +66,7 @@ def one_row(run: Run) -> None:
     """One example a batch, as https://github.com/chainer/chainer/pull/3996, in Keras."""
     data = digits(flat=True)
     model = classifying(mlp(0.99))
-    run.fit(model, data.x[:200], data.y[:200], validation_data=(data.xv[:100], data.yv[:100]), epochs=2, batch_size=1)
+    run.fit(model, data.x[:120], data.y[:120], validation_data=(data.xv[:100], data.yv[:100]), epochs=2, batch_size=1)
 
 
 @case("BN-063/pooled", expects="BN205", framework="keras")

@@ -191,6 +191,23 @@ class After:
         return After, ()
 
 
+def listen(optimizer: Any, name: str, updated: Callable[[Any], None]) -> None:
+    """Hear of the updates of an optimizer; one of one's own that knows no hooks is not heard of."""
+    hooks = _hooks(optimizer)
+    if hooks is not None and name not in hooks:
+        optimizer.add_hook(After(updated), name=name, timing="post")
+
+
+def listens(optimizer: Any, name: str) -> bool:
+    """Return whether the hook of that name is there: `optimizer.setup` drops every hook."""
+    return name in (_hooks(optimizer) or ())
+
+
+def _hooks(optimizer: Any) -> Mapping[str, Any] | None:
+    hookable = getattr(optimizer, "_hookable", None)  # there is no public name
+    return getattr(hookable, "_post_update_hooks", None)
+
+
 def evaluation_follows(trainer: Any, step: int) -> bool:
     """Return whether an evaluator of a Trainer, or its end, follows the update of this step, which is on its way.
 

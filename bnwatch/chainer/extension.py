@@ -13,7 +13,7 @@ import chainer
 from chainer.training import extension, triggers, updaters
 from chainer.training.extensions import Evaluator
 
-from bnwatch.chainer.changes import After, evaluation_follows
+from bnwatch.chainer.changes import evaluation_follows, listen, listens
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
@@ -199,13 +199,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _listen(self) -> None:
         """Hear of updates, for what a step leaves is changed by other extensions before this one is called."""
         for optimizer in self._optimizers:
-            if self._hook not in optimizer._hookable._post_update_hooks:  # noqa: SLF001 - there is no public name
-                optimizer.add_hook(After(self._updated), name=self._hook, timing="post")
+            listen(optimizer, self._hook, self._updated)
 
     def _listen_no_longer(self) -> None:
         optimizers, self._optimizers = self._optimizers, []
         for optimizer in optimizers:
-            if self._hook in optimizer._hookable._post_update_hooks:  # noqa: SLF001
+            if listens(optimizer, self._hook):
                 optimizer.remove_hook(self._hook)
 
     def _updated(self, _optimizer: Any) -> None:
@@ -239,21 +238,25 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _end_iteration(trainer: Any, session: Session, clock: _TrainerClock, evaluators: Evaluators) -> None:
         step = trainer.updater.iteration
         inferred = [layer for layer, when in session.tap.inferred if when in {_UPDATE, _TRAINED}]
+        evaluating = session.tap.evaluating
         calls, outside = clock.close([call for call, _ in session.tap.take()])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
         session.end_step(calls, step, _epoch(trainer.updater), inferred)
         if report.evaluated:
-            session.end_evaluation(outside, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+            numbers = {"accuracy": report.accuracy, "loss": report.loss, "examples": report.examples}
+            session.end_evaluation(outside, evaluating, **numbers)
 
     def _end_untrained(self, trainer: Any, session: Session) -> None:
         """Record the evaluation that an evaluator made before a training of no iteration."""
         if self.watch.enabled and self._clock is not None and self._clock.fresh and self._evaluators is not None:
             report = self._evaluators.report(trainer.observation)
             if report.evaluated:
-                calls = [call for call, _ in session.tap.take()]
-                session.end_evaluation(calls, accuracy=report.accuracy, loss=report.loss, examples=report.examples)
+                evaluating, calls = session.tap.evaluating, [call for call, _ in session.tap.take()]
+                session.end_evaluation(
+                    calls, evaluating, accuracy=report.accuracy, loss=report.loss, examples=report.examples
+                )
 
     def on_error(self, trainer: Any, exc: Exception, tb: TracebackType) -> None:  # noqa: ARG002
         """Remember that training was cut off: no last experiment."""

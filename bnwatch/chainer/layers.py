@@ -156,6 +156,12 @@ class Layers:
         """Return the watched links."""
         return [layer.link for layer in self.watched]
 
+    @property
+    def updates_made(self) -> int:
+        """Return how often parameters of the models were updated, all together."""
+        rules = (parameter.update_rule for model in self.models.values() for parameter in model.params())
+        return sum(rule.t for rule in rules if rule is not None)
+
     def refresh(self) -> None:
         """Look for links again, and forget which arrays are of other models: changes are seen at a sampled step."""
         self._scan()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 
-from bnwatch.chainer.changes import After
+from bnwatch.chainer.changes import listen, listens
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
@@ -117,7 +117,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         session, self._session = self._session, None
         try:
             with self.watch.guard("ending the training"):
-                if self._listens():
+                if listens(self._optimizer, self._hook):
                     self._optimizer.remove_hook(self._hook)
             with self.watch.guard("ending the training"):
                 if session is not None:
@@ -148,8 +148,9 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         if session is None:
             return
         with self.watch.guard("recording an evaluation"):
+            evaluating = session.tap.evaluating
             calls = [call for call, differentiated in session.tap.take() if not differentiated]
-            session.end_evaluation(calls, accuracy=accuracy, loss=loss, examples=examples)
+            session.end_evaluation(calls, evaluating, accuracy=accuracy, loss=loss, examples=examples)
             session.epoch += 1
         self._ranks.retire(self.watch)
 
@@ -162,13 +163,10 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
             self._ranks.retire(self.watch)
         return self._session if self.watch.enabled else None
 
-    def _listens(self) -> bool:
-        return self._optimizer is not None and self._hook in self._optimizer._hookable._post_update_hooks  # noqa: SLF001
-
     def _listen(self) -> None:
         """Hear of updates; once more after `optimizer.setup`, which drops every hook."""
-        if self._optimizer is not None and not self._listens():
-            self._optimizer.add_hook(After(self._updated), name=self._hook, timing="post")
+        if self._optimizer is not None:
+            listen(self._optimizer, self._hook, self._updated)
 
     def _updated(self, optimizer: Any) -> None:
         session = self._session

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from bnwatch.watch import Watch
 
 
+_UPDATES, _ACCUMULATED = 3, 64
+"""Updates of parameters after which it is known how many steps go into one, and the steps in which they must come."""
+
 _UNCALLED_STEPS = 8
 """Steps without batch normalization after which nobody looks for it any longer."""
 
@@ -82,7 +85,8 @@ class Session:
         self.evaluation_source: Callable[[int], Sequence[Examples]] | None = None
         self.plan: Callable[[int], tuple[int | None, int | None]] = lambda _: (None, None)
         self.differentiates = False
-        self._seen_examples = 0
+        self._seen_examples = self._made = 0
+        self._updated_at: list[int] = []
         self._opened = False
         self._began = self._evaluated = time.perf_counter()
 
@@ -102,6 +106,7 @@ class Session:
             self.watch.structured(replace(known, steps_per_epoch=plan[0], epochs=plan[1]))
         self._unrestored = self.layers.unrestored()
         self.changes.begin(self.step)
+        self._made = self.layers.updates_made
         self.tap.enter()
         self._prepare()
 
@@ -146,6 +151,7 @@ class Session:
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
         own = [call for call in calls if not call.replica]
         self._connect(own)
+        self._count_updates()
         self.changes.trained(call.layer for call in own)
         self.passes.end_step([call.layer for call in own])
         if self.tap.sampled:
@@ -162,19 +168,23 @@ class Session:
     def end_evaluation(
         self,
         batch_calls: Sequence[Call] = (),
+        evaluating: Collection[int] = (),
         *,
         accuracy: Any = None,
         loss: Any = None,
         examples: int = 0,
     ) -> None:
-        """Record an evaluation during which these calls normalized with batch statistics."""
+        """Record an evaluation; since the last step these calls normalized with batch statistics.
+
+        ``evaluating`` layers normalized with running statistics then: their other calls are none of the evaluation.
+        """
         self._open(())
         if self.ranks.exchanging:
             self.ranks.evaluated(self.step, self.lab.running())
         self.passes.end_evaluation()
         tally, self.tap.tally = self.tap.tally, Tally()
         outcome = self.changes.evaluated(self.step)
-        layers = dict.fromkeys(call.layer for call in batch_calls)
+        layers = dict.fromkeys(call.layer for call in batch_calls if call.layer not in evaluating)
         paths = tuple(self.layers.watched[index].path for index in layers)
         moved = outcome.moved
         if moved is None:
@@ -268,14 +278,35 @@ class Session:
                 self.watch.structured(replace(known, hidden=CHANGING))
         elif calls or not self.layers.watched or self.step - self._first >= _UNCALLED_STEPS:
             self.tap.trace = None
+            accumulated = max(Counter(self.tap.passes).values(), default=1)
             size = self.tap.rows or (calls[0].rows if calls else None)
             steps, epochs = self.plan(self._first)
             known = structure(
-                self.layers, trace, calls, rows=size, batch_size=size, steps_per_epoch=steps, epochs=epochs
+                self.layers,
+                trace,
+                calls,
+                rows=size,
+                batch_size=size,
+                steps_per_epoch=steps,
+                epochs=epochs,
+                accumulated=accumulated,
             )
             self.watch.structured(known if calls or not self.layers.watched else replace(known, hidden=UNCALLED))
         else:
             trace.restart()
+            self.tap.passes = []
+
+    def _count_updates(self) -> None:
+        """Tell how many steps go into one update of the parameters, once three updates were seen."""
+        at, known = self._updated_at, self.watch.signals.structure
+        if known is None or len(at) == _UPDATES or self.step - self._first > _ACCUMULATED:
+            return
+        made = self.layers.updates_made
+        if made != self._made:
+            self._made = made
+            at.append(self.step)
+        if len(at) == _UPDATES and (steps := at[1] - at[0]) > 1 and at[2] - at[1] == steps:
+            self.watch.structured(replace(known, accumulated=steps))
 
     def _differs(self, known: Structure, calls: Sequence[Call]) -> bool:
         seen = Counter(self.layers.watched[call.layer].path for call in calls)

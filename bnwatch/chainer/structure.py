@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import chainer
 
 from bnwatch.chainer.tap import function_of
-from bnwatch.records import CallSite, Place, Structure, Usage
+from bnwatch.records import CallSite, Output, Place, Structure, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -55,8 +55,27 @@ ARRANGING = {"Reshape", "Transpose", "ExpandDims", "Squeeze", "Swapaxes", "Movea
 LINEAR = BIASED | JOINING | ARRANGING | {"BilinearFunction", "Upsampling2D", "Unpooling2D", "UnpoolingND", "Stack"}
 SCORES = ARRANGING | {"Softmax", "LogSoftmax", "Sigmoid", "Dropout"}
 """What may stand between scores and the loss: it makes probabilities out of them, or nothing."""
-JUDGING = ("chainer.functions.loss.", "chainer.functions.evaluation.")
+LOSSES = "chainer.functions.loss."
+JUDGING = (LOSSES, "chainer.functions.evaluation.")
 """Where the functions are that compare scores with labels."""
+EXPECTING_LOGITS = {"SoftmaxCrossEntropy", "SigmoidCrossEntropy"}
+ACTIVATIONS = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Sigmoid": "sigmoid",
+    "HardSigmoid": "hard_sigmoid",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "LeakyReLU": "leaky_relu",
+    "ClippedReLU": "clipped_relu",
+    "ELU": "elu",
+    "Softplus": "softplus",
+    "Swish": "swish",
+    "PReLUFunction": "prelu",
+    "RReLU": "rrelu",
+    "Exp": "exp",
+}
+AVERAGING = {"AveragePooling2D", "AveragePoolingND", "Average", "Sum", "Add", "MultiAdd", "MulConstant", "AddConstant"}
 
 
 @dataclass(eq=False, slots=True)
@@ -229,6 +248,7 @@ def structure(
     batch_size: int | None = None,
     steps_per_epoch: int | None = None,
     epochs: int | None = None,
+    accumulated: int = 1,
 ) -> Structure:
     """Return what one pass says of the watched links.
 
@@ -240,6 +260,7 @@ def structure(
         batch_size: examples a training step.
         steps_per_epoch: training steps an epoch.
         epochs: planned epochs.
+        accumulated: passes, each with its own gradients, for one update of the parameters.
     """
     owners = Owners(layers)
     _spread(trace, owners)
@@ -260,7 +281,14 @@ def structure(
     for index in dict.fromkeys([*places, *range(len(layers.watched))]):
         spec = layers.watched[index].spec()
         usages.append(Usage(spec.path, spec.kind, spec.decay, spec.trainable, tuple(places.get(index, ()))))
-    return Structure(tuple(usages), batch_size=batch_size, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    return Structure(
+        tuple(usages),
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        accumulated=accumulated,
+        output=_output(trace, owners),
+    )
 
 
 def _place(operation: Operation, site: CallSite, owners: Owners, rows: int | None) -> Place:
@@ -372,3 +400,39 @@ def _makes_scores(operation: Operation, returned: Collection[Value]) -> bool:
     return bool(readers) and all(
         reader.judges or (reader.name in SCORES and _makes_scores(reader, returned)) for reader in readers
     )
+
+
+def _output(trace: Trace, owners: Owners) -> Output | None:
+    """Return how the model ends; None where that is not known, or where it ends in several ways."""
+    calls = [number for number, operation in enumerate(trace.operations) if operation.call is not None]
+    judges = [operation for operation in trace.operations[calls[0] if calls else 0 :] if operation.judges]
+    losses = [operation for operation in judges if operation.module.startswith(LOSSES)]
+    if judges:
+        found = {_judged(operation, owners) for operation in losses or judges}
+    else:
+        found = {_ending(value, owners) for value in trace.returned}
+    return found.pop() if len(found) == 1 else None
+
+
+def _judged(judge: Operation, owners: Owners) -> Output | None:
+    """Return how scores are made that a loss or an accuracy compares with labels."""
+    scores = next((value for value in judge.inputs if value.maker is not None), None)
+    output = None if scores is None else _ending(scores, owners)
+    if output is None or not judge.module.startswith(LOSSES):
+        return output
+    return replace(output, loss=judge.module.rpartition(".")[2], from_logits=judge.kind in EXPECTING_LOGITS)
+
+
+def _ending(scores: Value, owners: Owners) -> Output | None:
+    maker = _arranged(scores)
+    if maker is None:
+        return None
+    activation = ACTIVATIONS.get(maker.name)
+    if activation is None:
+        activation = "linear" if maker.name in LINEAR | AVERAGING or maker.call is not None else None
+    elif owners.of(maker) is None:
+        maker = _arranged(maker.inputs[0])
+    if maker is None:
+        return None
+    units = scores.shape[1] if len(scores.shape) > 1 else 1
+    return Output(owners.name(maker)[0], units, activation)

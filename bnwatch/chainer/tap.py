@@ -131,9 +131,12 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        passes: while there is a trace, for each training pass that was differentiated how many updates of parameters
+            came before it, and how often gradients were cleared; passes of which both are the same add up.
         called: is shown the next call of a layer, and whether it is of a training step; once.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
+        evaluating: the layers that normalized with running statistics since the calls were last taken.
     """
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
@@ -142,12 +145,15 @@ class Tap(chainer.FunctionHook):
         self.rows = 0
         self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
+        self.passes: list[tuple[int, int]] = []
+        self._forward, self._cleared = False, 0
         self.tally = Tally()
         self._layers, self._clock, self._passes, self._failed = layers, clock, passes, failed
         self._calls: list[Call] = []
         self._nodes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._inferring: weakref.WeakKeyDictionary[Any, tuple[int, Hashable | None]] = weakref.WeakKeyDictionary()
         self.inferred: list[tuple[int, Hashable | None]] = []
+        self.evaluating: set[int] = set()
         self._differentiated: set[int] = set()
         self._replica = 0
         self._see: dict[type, Callable[[Any, Any], None]] = {
@@ -199,7 +205,7 @@ class Tap(chainer.FunctionHook):
         """Forget the calls, and with them every array of the step."""
         self._calls, self._differentiated, self._replica = [], set(), 0
         self._nodes = weakref.WeakKeyDictionary()  # a dead node's place in memory is soon that of any other
-        self._inferring, self.inferred = weakref.WeakKeyDictionary(), []
+        self._inferring, self.inferred, self.evaluating = weakref.WeakKeyDictionary(), [], set()
 
     def forward_postprocess(self, node: Any, inputs: tuple[Any, ...]) -> None:
         """Look at the few functions that matter, after they ran."""
@@ -224,9 +230,18 @@ class Tap(chainer.FunctionHook):
         number = self._nodes.get(node)
         if number is not None:
             self._differentiated.add(number)
+            if self._forward:
+                self._forward = False
+                self._count_pass(self._layers.at(self._calls[number].layer).link)
         inferring = self._inferring.get(node)
         if inferring is not None:
             self.inferred.append(inferring)
+
+    def _count_pass(self, link: Any) -> None:
+        """Note that a pass is differentiated, before the gradients of its last layer are there."""
+        own = [parameter for name in ("gamma", "beta") if (parameter := getattr(link, name, None)) is not None]
+        self._cleared += bool(own) and all(parameter.grad_var is None for parameter in own)
+        self.passes.append((self._layers.updates_made, self._cleared))
 
     def _batch_normalization(self, node: Any, inputs: tuple[Any, ...]) -> None:
         if node.running_mean is None:
@@ -246,6 +261,8 @@ class Tap(chainer.FunctionHook):
         index, replica = found
         self._layers.at(*found).inferred = True
         self._show(training=False)
+        if not replica:
+            self.evaluating.add(index)
         if self.sampled and not replica and chainer.config.enable_backprop:
             self._inferring[node] = index, self._clock.now(trained=True)
 
@@ -300,6 +317,7 @@ class Tap(chainer.FunctionHook):
             self._passes.normalized(index)
             if self.trace is not None:
                 self.trace.normalized(self._calls[-1], function)
+                self._forward = when not in {None, OUTSIDE}
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 

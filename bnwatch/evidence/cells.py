@@ -75,7 +75,8 @@ class Cells:
     ``population`` statistics are re-estimated on training data for both rows. The training row has a fourth cell where
     its batches can be taken apart: ``reshuffled``, batch statistics of random batches of the same sizes. A cell is None
     where its data were not to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a
-    framework compiles.
+    framework compiles. ``swapped``: whether the trained parameters were others than the last training step left, as
+    averages or loaded weights are; None when unknown.
     """
 
     step: int
@@ -85,6 +86,7 @@ class Cells:
     evaluation: dict[Statistics, Cell]
     missing: str | None = None
     seconds: float = 0.0
+    swapped: bool | None = None
 
     @property
     def unseen(self) -> float | None:
@@ -101,6 +103,19 @@ class Cells:
         with np.errstate(divide="ignore"):
             by_chance = len(known) * np.log1p(-shares) > np.log(ABSENT / len(shares))
         return float(shares[absent & ~by_chance].sum())
+
+    def gain(self, one: Statistics, other: Statistics) -> tuple[float, float] | None:
+        """Return accuracy that one kind of statistics gains over another on the examples of all rows, and its p-value.
+
+        The p-value is paired and one-sided (McNemar, 1947). None where a row that was measured lacks one of them.
+        """
+        pairs = [(row.get(one), row.get(other)) for _, row in self.rows()]
+        cells = [(mine.correct, theirs.correct) for mine, theirs in pairs if mine is not None and theirs is not None]
+        if not cells or len(cells) < len(pairs):
+            return None
+        right, as_right = (np.concatenate(column) for column in zip(*cells, strict=True))
+        p = moments.mcnemar(int((right & ~as_right).sum()), int((as_right & ~right).sum()))
+        return float(right.mean() - as_right.mean()), p
 
     def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
         """Yield the rows that were measured."""

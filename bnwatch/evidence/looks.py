@@ -82,9 +82,14 @@ class LayerLook:
 BOUNDS = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 
 
+def bounds_of(kind: str) -> tuple[float, float] | None:
+    """Return the bounds of the activation that a kind names, ``Dense tanh``; None where it has none."""
+    return BOUNDS.get(kind.lower().split()[-1])
+
+
 def _at_bounds(kind: str, output: NDArray[np.float64]) -> float | None:
     """Return the share of outputs at a bound of the activation that the kind names, None where it has none."""
-    bounds = BOUNDS.get(kind.lower().split()[-1])
+    bounds = bounds_of(kind)
     if bounds is None:
         return None
     return float(np.mean((output - bounds[0] <= NEAR_BOUND) | (bounds[1] - output <= NEAR_BOUND)))
@@ -94,7 +99,8 @@ def spread_over(output: NDArray[np.floating]) -> float:
     """Return the relative spread over examples of an array of shape ``(n, ...)``, as `LayerLook.spread`."""
     flat = np.asarray(output, dtype=np.float64).reshape(len(output), -1)
     scale = float(np.sqrt(np.mean(np.square(flat))))
-    return float(np.sqrt(np.mean(np.var(flat, axis=0)))) / scale if scale > 0.0 else 0.0
+    # differences from the first example: equal ones give exactly 0
+    return float(np.sqrt(np.mean(np.var(flat - flat[:1], axis=0)))) / scale if scale > 0.0 else 0.0
 
 
 def entries(size: int, limit: int = SAMPLE) -> NDArray[np.intp]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.keras.backends import backend_of
+from bnwatch.keras.backends.base import TOGGLED
 from bnwatch.keras.library import installed
 from bnwatch.keras.session import Session
 from bnwatch.watch import Verdict, Watch
@@ -22,7 +24,8 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
     """Watches the batch-normalization layers of a model while it trains in ``fit``.
 
     Give it to ``fit(callbacks=[...])``. It changes nothing: weights, metrics, history and saved files are, to the bit,
-    those of a training without it. Afterwards `diagnoses`, `skipped` and `report` say what was found.
+    those of a training without it. Afterwards `diagnoses`, `skipped` and `report` say what was found. Given to
+    ``evaluate(callbacks=[...])`` it looks at a model that was trained elsewhere, or, the same object, goes on.
 
     Args:
         log_dir: directory for TensorBoard event files; None writes none.
@@ -56,6 +59,8 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
         self._session: Session | None = None
+        self._earlier: Session | None = None
+        self._alone = False
         self._steps = 0
         self._known: Statistics = {}
 
@@ -78,7 +83,11 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
         """Attach."""
+        self._enter(alone=False)
+
+    def _enter(self, *, alone: bool) -> None:
         self._leave()
+        self._alone = alone
         if not self.watch.enabled:
             return
         with self.watch.guard("attaching to the model"):
@@ -87,10 +96,15 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
                 reason = backend.why_not()
             except NotImplementedError as error:
                 reason = str(error)
-            if reason is None:
+            if reason is None or (alone and reason == TOGGLED):
                 if not backend.speaks:
                     self.watch.silence()
-                self._session = Session(backend, self.watch, steps=self._steps, known=self._known, plan=self.params)
+                earlier, plan = (self._earlier, None) if alone else (None, self.params)
+                if earlier is not None and earlier.backend.model is not backend.model:
+                    earlier = None
+                self._session = Session(
+                    backend, self.watch, steps=self._steps, known=self._known, plan=plan, earlier=earlier
+                )
             else:
                 _say(reason)
 
@@ -104,22 +118,37 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
         self._forward("sampling a step", lambda session: session.batch_begin(batch))
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
-        """Take the last sample of the epoch before validation resets the metrics."""
-        self._forward("sampling a step", lambda session: session.test_begin())
+        """Take the last sample of the epoch before validation resets the metrics; attach where there is no training."""
+        if self._session is None or self._alone:
+            self._enter(alone=True)
+        steps = (self.params or {}).get("steps") if self._alone else None
+        self._forward("sampling a step", lambda session: session.test_begin(steps))
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Keep a few validation batches."""
         self._forward("keeping a validation batch", lambda session: session.test_batch_begin(batch))
 
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
-        """Take the last validation batch that was kept."""
-        self._forward("keeping a validation batch", lambda session: session.test_end())
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Take the last validation batch that was kept; where there is no training, detach and conclude."""
+        if not self._alone:
+            self._forward("keeping a validation batch", lambda session: session.test_end())
+            return
+        try:
+            self._forward("looking at the evaluation", lambda session: session.evaluation_alone(dict(logs or {})))
+        finally:
+            self._leave()
+            self.watch.close()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Take the evaluation and run experiments that a diagnosis waits for."""
         self._forward("ending an epoch", lambda session: session.epoch_end(epoch, dict(logs or {})))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        """Look once more, detach and conclude: when all other callbacks are through, for these may change weights."""
+        if not _comes_last(self):
+            self.train_ended()
+
+    def train_ended(self) -> None:
         """Look once more, detach and conclude."""
         try:
             self._forward("looking once more", lambda session: session.train_end())
@@ -138,9 +167,35 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
         session, self._session = self._session, None
         if session is None:
             return
-        self._steps = max(self._steps, session.steps)
+        self._steps, self._earlier = max(self._steps, session.steps), session
         with self.watch.guard("detaching from the model"):
             self._known = session.detach()
+
+
+class _Last(installed().callbacks.Callback):  # type: ignore[misc]
+    """Stands at the end of the callbacks for one that has a predecessor's place, when training ends."""
+
+    def __init__(self, callbacks: list[Any], ended: Callable[[], None]) -> None:
+        super().__init__()
+        self._callbacks, self._ended = callbacks, ended
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
+        self._callbacks.remove(self)
+        self._ended()
+
+
+def _comes_last(callback: BatchNormWatch) -> bool:
+    """Arrange that a callback is called again when all others are through; return whether that was possible.
+
+    Keras runs over a list of which a callback knows nothing; that of the caller can be seen.
+    """
+    callbacks = getattr(sys._getframe(2).f_locals.get("self"), "callbacks", None)  # noqa: SLF001 - see above
+    if not isinstance(callbacks, list) or not any(one is callback for one in callbacks[:-1]):
+        return False
+    if isinstance(callbacks[-1], _Last) or callbacks[-1] is callback:
+        return False
+    callbacks.append(_Last(callbacks, callback.train_ended))
+    return True
 
 
 def _say(reason: str) -> None:

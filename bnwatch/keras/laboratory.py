@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from bnwatch import evidence
-from bnwatch.evidence import ExperimentNotPossibleError, Seen, SiteMoments
+from bnwatch.evidence import ExperimentNotPossibleError, SiteMoments, Updates
 from bnwatch.keras.keep import Batch, array_of, leaves, mapped
 from bnwatch.keras.layers import find_layers
 from bnwatch.keras.looks import Looking
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.evidence import Examples, MeanAndVariance, Split
+    from bnwatch.evidence import Examples, MeanAndVariance, Seen, Split
     from bnwatch.keras.backends.base import Backend
     from bnwatch.keras.layers import Watched
     from bnwatch.keras.swap import Pair
@@ -48,6 +48,7 @@ class KerasLaboratory:
         self._passing: dict[bool, Callable[..., Any]] = {}
         self._sites: tuple[CallSite, ...] = ()
         self._looking: dict[bool, Looking] = {}
+        self._updates = Updates()
 
     def release(self) -> None:
         """Let go of everything that was compiled."""
@@ -107,14 +108,13 @@ class KerasLaboratory:
             self.assign({path: (found.mean, found.var) for path, found in pooled.items() if found.count})
             yield
 
-    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:  # noqa: ARG002
+    def look(self, batch: Examples, *, gradients: bool, step: int | None = None) -> Seen:
         """Return what a look through the network sees on one batch."""
         if gradients not in self._looking:
-            self._looking[gradients] = Looking(self._backend, self._layers, gradients=gradients)
+            self._looking[gradients] = Looking(self._backend, self._layers, self._updates, gradients=gradients)
         targets = batch.targets if isinstance(batch, Batch) else batch.labels
         with undrawn():
-            looks = self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets))
-        return Seen(looks)
+            return self._looking[gradients](self._backend.tensors(batch.inputs), self._backend.tensors(targets), step)
 
     def specs(self) -> dict[str, LayerSpec]:
         """Return the description of every layer by its path."""

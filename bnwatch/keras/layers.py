@@ -68,6 +68,17 @@ class Watched:
             return False
         return all(bool(np.all(now == start)) for now, start in zip(self.statistics(), initial, strict=True))
 
+    def unrestored(self) -> bool:
+        """Return whether the running statistics are exactly initial although scale or offset were trained.
+
+        These are trained where they vary over channels and did not when they were made.
+        """
+        layer = self.layer
+        pairs = ("gamma", "gamma_initializer"), ("beta", "beta_initializer")
+        own = [getattr(layer, name, None) for name, initial in pairs if _constant(getattr(layer, initial)) is not None]
+        values = self.backend.values([variable for variable in own if variable is not None])
+        return self.built and any(bool(np.ptp(found)) for found in values) and self.pristine()
+
 
 def initial_statistics(layer: Any) -> tuple[float, float] | None:
     """Return the mean and variance the running statistics start from; None when they are no constants."""

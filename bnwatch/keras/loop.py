@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.evidence import PROBE_BATCH, seconds_after
 from bnwatch.keras.backends import backend_of
+from bnwatch.keras.changes import Changes
 from bnwatch.keras.experiments import Given, probes
 from bnwatch.keras.keep import Kept, array_of
 from bnwatch.keras.laboratory import KerasLaboratory
@@ -35,6 +36,8 @@ class LoopWatch(Verdict):
         self.watch = watch
         self._backend = backend_of(model)
         self._tap: Tap | None = None
+        self._changes: Changes | None = None
+        self._normalized: set[str] = set()
         self._structure: Structure | None = None
         self._opened = self._told = False
         self._step, self._epoch = 0, 0
@@ -56,7 +59,7 @@ class LoopWatch(Verdict):
             self._structure = structure(self._backend.model)
             tap = Tap(self._backend, self.watch.guard, lanes=True)
             tap.attach()
-            self._tap = tap
+            self._tap, self._changes = tap, Changes(tap)
             self._open_if_built()
         return self
 
@@ -142,6 +145,7 @@ class LoopWatch(Verdict):
                     train_accuracy=train,
                     train_examples=seen,
                     classes=classes,
+                    still=() if self._changes is None else self._changes.still(self._normalized),
                 )
             )
             self._experiment(seconds_after(time.perf_counter() - self._epoch_began), final=False)
@@ -151,6 +155,7 @@ class LoopWatch(Verdict):
         self._open_if_built()
         calls = tap.records()
         idle = tap.idle(calls)
+        self._normalized.update(call.site.layer for call in calls)
         if not calls and not idle and tap.layers and self._step == 1:
             _say(
                 "bnwatch saw no training-mode call of a batch-normalization layer in the first step: "
@@ -173,8 +178,9 @@ class LoopWatch(Verdict):
         self.watch.experiment(self._lab, step=self._step, epoch=self._epoch, seconds=seconds, final=final)
 
     def _open_if_built(self) -> None:
-        if self._tap is not None and self._tap.built and not self._opened:
+        if self._tap is not None and self._changes is not None and self._tap.built and not self._opened:
             self._opened = True
+            self._changes.begin()
             self.watch.open(attachment(self._tap))
             if self._structure is not None:
                 self.watch.structured(self._structure)

@@ -81,7 +81,49 @@ def evaluation_record(session: Session, epoch: int, logs: Mapping[str, Any]) -> 
         classes=classes if accuracy is not None else 0,
         majority=majority(session.backend) if accuracy is not None else None,
         batch_statistics=session.evaluated_with_batch_statistics,
+        moved=session.changes.moved,
+        still=session.still,
+        swapped=session.changes.swapped,
     )
+
+
+def evaluation_alone(session: Session, epoch: int, logs: Mapping[str, Any], kept: Kept | None) -> EvaluationRecord:
+    """Return the evaluation that the logs of ``evaluate`` report, beside what is known of the training before.
+
+    Args:
+        session: the evaluation under watch.
+        epoch: the last one.
+        logs: of the evaluation.
+        kept: evaluation batches that were kept.
+    """
+    accuracy, classes = accuracy_in(logs), class_count(session.backend.model)
+    examples, trained = session.backend.examples_behind(), session.training
+    whole = kept is not None and kept.examples == examples
+    return EvaluationRecord(
+        step=session.steps,
+        epoch=epoch,
+        accuracy=accuracy,
+        loss=_number(logs.get("loss")),
+        examples=examples,
+        train_accuracy=trained.accuracy,
+        train_loss=trained.loss,
+        train_examples=trained.examples,
+        classes=classes if accuracy is not None else 0,
+        majority=_majority(kept) if kept is not None and whole and accuracy is not None else None,
+        batch_statistics=session.evaluated_with_batch_statistics,
+        moved=session.changes.moved,
+        still=session.still,
+        swapped=session.changes.swapped,
+    )
+
+
+def _majority(kept: Kept) -> float | None:
+    """Return the share of the most frequent class among batches that were kept."""
+    try:
+        labels = np.concatenate([batch.labels for batch in kept.batches("evaluation", kept.examples)])
+    except ExperimentNotPossibleError:
+        return None
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def class_count(model: Any) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnwatch.evidence import seconds_after
 from bnwatch.keras import readings
+from bnwatch.keras.changes import Changes
 from bnwatch.keras.experiments import probes
 from bnwatch.keras.keep import EXAMPLES
 from bnwatch.keras.laboratory import KerasLaboratory
@@ -32,23 +33,27 @@ def attachment(tap: Tap) -> Attachment:
     """Return what a tap found on a built model."""
     specs = tuple(watched.spec() for watched in tap.layers)
     initial = tuple(watched.path for watched in tap.layers if watched.updates == 0)
-    return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), initial=initial)
+    unrestored = tuple(watched.path for watched in tap.layers if watched.unrestored())
+    return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), unrestored, initial)
 
 
 class Attached:
     """What is on the model while it is watched; taken off in one place, also when training raised."""
 
-    def __init__(self, backend: Backend, watch: Watch, known: Statistics, *, keep: bool) -> None:
+    def __init__(
+        self, backend: Backend, watch: Watch, known: Statistics, before: Changes | None, *, keep: bool
+    ) -> None:
         """Attach the tap and have the functions of the model made anew."""
         self.known = known
         heal(backend)
         self.tap = Tap(backend, watch.guard)
+        self.changes = Changes(self.tap, before)
         self.training = backend.keeper(watch.guard) if keep else None
         self.evaluation = backend.keeper(watch.guard) if keep else None
         self.tap.release = self.detach
         self._functions: Functions | None = backend.functions()
         try:
-            self.tap.attach(known)
+            self.tap.attach(known, self.changes.stepped)
             self._functions.make(self.training, self.evaluation)
         except BaseException:
             self.detach()
@@ -82,32 +87,51 @@ class Session:
     """One `fit` under watch."""
 
     def __init__(
-        self, backend: Backend, watch: Watch, *, steps: int, known: Statistics, plan: Mapping[str, Any] | None = None
+        self,
+        backend: Backend,
+        watch: Watch,
+        *,
+        steps: int,
+        known: Statistics,
+        plan: Mapping[str, Any] | None = None,
+        earlier: Session | None = None,
     ) -> None:
         """Attach to the model.
 
         Args:
-            backend: of the model that is about to train.
+            backend: of the model that is about to train, or to be evaluated.
             watch: where everything goes.
             steps: training steps finished before, in earlier calls of ``fit``.
             known: statistics at the end of the last watch.
             plan: what Keras tells callbacks: ``epochs``, and ``steps`` an epoch, None where not known.
+            earlier: the training that an evaluation alone follows.
         """
         self._plan = plan or {}
         self.backend, self.watch, self.steps = backend, watch, steps
         keep = watch.experiments and watch.probe is None and backend.why_no_experiments() is None
-        self._attached = Attached(backend, watch, known, keep=keep)
+        before = None if earlier is None else earlier.changes
+        self._attached = Attached(backend, watch, known, before, keep=keep)
         self._finalizer = weakref.finalize(self, _left_behind, self._attached, watch)
         self.tap = self._attached.tap
-        self.lab = KerasLaboratory(backend, self._shelves())
         self._opened = False
         self._first = steps + backend.steps_per_execution
         self._epoch, self._epoch_began, self._began = 0, time.perf_counter(), time.perf_counter()
         self._base, self._running, self._sampled = steps, False, steps
         self._batch, self._epoch_steps = 0, 0
         self._training = readings.Training()
+        self._normalized: set[str] = set()
+        if earlier is not None:
+            self._go_on_with(earlier)
+        self.lab = KerasLaboratory(backend, self._shelves())
         self._evaluation_plan = readings.Spread(0, 0)
         self._open_if_built()
+
+    def _go_on_with(self, earlier: Session) -> None:
+        """Take over what an earlier session knows, and the training batches that it has kept."""
+        self._plan, self._epoch, self._training = earlier.plan, earlier.epoch, earlier.training
+        ours, theirs = self._attached.training, earlier._attached.training
+        if ours is not None and theirs is not None:
+            ours.kept = theirs.kept
 
     def _shelves(self) -> dict[Split, Shelf]:
         if self.watch.probe is not None:
@@ -130,6 +154,7 @@ class Session:
             if self.steps == self._first:
                 self._attached.refresh()
         self._running, self._batch = True, batch
+        self.changes.step()
         if self._attached.training is not None:
             self._attached.training.want(wanted=self._due(self.steps, self.steps + self.backend.steps_per_execution))
 
@@ -137,19 +162,26 @@ class Session:
         """Take the sample of the last step of the epoch."""
         if not self._running:
             return
+        self.changes.stepped()
         end = self._batch + self.backend.steps_per_execution
         self._finished(self._base + (min(end, self._epoch_steps) if self._epoch_steps else end), logs, last=True)
         self._running = False
 
-    def test_begin(self) -> None:
-        """Take what is known of the training before the evaluation resets the metrics."""
+    def test_begin(self, steps: int | None = None) -> None:
+        """Take what is known of the training before the evaluation resets the metrics.
+
+        Args:
+            steps: batches of an evaluation alone, if that is known.
+        """
         self.training_ends(None)
         keeper = self._attached.evaluation
         examples = 0 if keeper is None or keeper.kept.examples else EXAMPLES
-        self._evaluation_plan = readings.Spread(self.backend.evaluation_batches, examples)
+        self._evaluation_plan = readings.Spread(steps or self.backend.evaluation_batches, examples)
 
     def test_batch_begin(self, batch: int) -> None:
         """Keep evaluation batches, evenly over the first evaluation."""
+        if not batch:
+            self.changes.evaluating()
         keeper = self._attached.evaluation
         if keeper is None or not self._evaluation_plan.examples:
             return
@@ -158,7 +190,8 @@ class Session:
         keeper.want(wanted=self._evaluation_plan.takes(batch, keeper.kept))
 
     def test_end(self) -> None:
-        """Take the last evaluation batch that was asked for."""
+        """Take the last evaluation batch that was asked for, and what the evaluation moved."""
+        self.changes.evaluated()
         keeper = self._attached.evaluation
         if keeper is not None and keeper.wanted:
             keeper.collect()
@@ -172,13 +205,26 @@ class Session:
         if record is not None:
             self.watch.evaluated(record)
         seconds = seconds_after(time.perf_counter() - self._epoch_began)
-        self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds)
+        swapped = self.changes.now_swapped
+        self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds, swapped=swapped)
+
+    def evaluation_alone(self, logs: dict[str, Any]) -> None:
+        """Take an evaluation outside of ``fit``, and look at the model as it is."""
+        self.test_end()
+        self._open_if_built()
+        keeper = self._attached.evaluation
+        kept = None if keeper is None else keeper.kept
+        self.watch.evaluated(readings.evaluation_alone(self, self._epoch, logs, kept))
+        self.train_end()
 
     def train_end(self) -> None:
         """Look once more: some faults exist only now."""
         self._open_if_built()
         seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
-        self.watch.experiment(self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True)
+        swapped = self.changes.now_swapped
+        self.watch.experiment(
+            self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True, swapped=swapped
+        )
 
     def detach(self) -> Statistics:
         """Leave the model as it was; return the running statistics, to go on counting in the next ``fit``."""
@@ -187,6 +233,26 @@ class Session:
         return self._attached.known
 
     # what is known
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """Return what Keras told of the training."""
+        return self._plan
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch that is running, or the last one."""
+        return self._epoch
+
+    @property
+    def changes(self) -> Changes:
+        """Return what evaluations used against what training left."""
+        return self._attached.changes
+
+    @property
+    def still(self) -> tuple[str, ...]:
+        """Return the layers that normalized in training while their scale and offset stayed as they were."""
+        return self.changes.still(self._normalized)
 
     @property
     def training(self) -> readings.Training:
@@ -216,6 +282,7 @@ class Session:
         seen = self._training if last else readings.training(self.backend, None)
         calls = self.tap.records()
         idle = self.tap.idle(calls)
+        self._normalized.update(call.site.layer for call in calls)
         self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples, idle))
         if self.watch.wants_look:
             self.watch.look(self.lab, step=steps, epoch=self._epoch)
@@ -224,6 +291,7 @@ class Session:
         if self._opened or not self.tap.built:
             return
         self._opened = True
+        self.changes.begin()
         self.watch.open(attachment(self.tap))
         steps, epochs = self._plan.get("steps"), self._plan.get("epochs")
         self.watch.structured(structure(self.backend.model, steps_per_epoch=steps, epochs=epochs))

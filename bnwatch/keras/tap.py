@@ -55,16 +55,19 @@ class Tap:
 
     # hooks
 
-    def attach(self, known: Statistics | None = None) -> None:
+    def attach(self, known: Statistics | None = None, before_evaluation: Callable[[], None] | None = None) -> None:
         """Hook the layers and the steps of the model.
 
         Args:
             known: running statistics and updates at the end of an earlier watch, to go on counting where nothing moved.
+            before_evaluation: called before anything else where the model is evaluated, whatever callbacks there are.
         """
         self._hook(self.layers, known or {})
         if not self._lanes:
             self._wrap("train_step", "training")
             self._wrap("test_step", "evaluation")
+        if before_evaluation is not None:
+            self._announce(before_evaluation)
 
     def found_more(self) -> bool:
         """Look for layers that were made since, and hook them; return whether there are some."""
@@ -84,7 +87,7 @@ class Tap:
 
     def unhook(self) -> None:
         """Take every hook off again; nothing is read, so this works whatever the variables hold."""
-        for name in ("train_step", "test_step"):
+        for name in ("train_step", "test_step", "evaluate"):
             self._unhook(self.model, name)
         for watched in self.layers:
             for name in list(watched.layer.__dict__):
@@ -112,6 +115,18 @@ class Tap:
 
         wrapped.bnwatch_tap = self  # type: ignore[attr-defined]
         self.model.__dict__[name] = wrapped
+
+    def _announce(self, before_evaluation: Callable[[], None]) -> None:
+        own = self.model.evaluate
+
+        @wraps(own)
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            with self._guard("beginning an evaluation"):
+                before_evaluation()
+            return own(*args, **kwargs)
+
+        evaluate.bnwatch_tap = self  # type: ignore[attr-defined]
+        self.model.__dict__["evaluate"] = evaluate
 
     @contextmanager
     def _inside(self, scope: Scope) -> Iterator[None]:

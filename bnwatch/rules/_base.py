@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Literal
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import LEARNING_ALPHA, Signals, gap
+from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
     from bnwatch.evidence import Cell, Cells, Split, Statistics
     from bnwatch.records import EvaluationRecord
 
-COLUMNS: tuple[Statistics, ...] = ("batch", "running", "population")
+COLUMNS: dict[Statistics, str] = {
+    "batch": "batch statistics",
+    "reshuffled": "in random batches",
+    "running": "running statistics",
+    "population": "re-estimated",
+}
 
 INNOCENT = 0.05
 """p-value of the paired test from which on running statistics are not said to be innocent: they may cost accuracy."""
@@ -200,18 +205,24 @@ def refresh(signals: Signals) -> str:
 
 
 def cells_table(cells: Cells) -> Table:
-    """Return the accuracies of the cells."""
+    """Return the accuracies of the cells; random batches have a column only where they lose accuracy."""
+    columns = {name: title for name, title in COLUMNS.items() if name != "reshuffled" or _apart(cells.training)}
     return Table(
-        ("accuracy in % on", "batch statistics", "running statistics", "re-estimated", "examples"),
+        ("accuracy in % on", *columns.values(), "examples"),
         tuple(
             (
                 f"{split} data",
-                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in COLUMNS),
+                *(round(100 * row[c].accuracy, 1) if c in row else "not measured" for c in columns),
                 float(row["running"].examples),
             )
             for split, row in cells.rows()
         ),
     )
+
+
+def _apart(row: Mapping[Statistics, Cell]) -> bool:
+    """Return whether random batches lose accuracy against batches as they were."""
+    return "reshuffled" in row and row["batch"].gain_over(row["reshuffled"])[1] < INNOCENT
 
 
 def blind(rule_id: str, signals: Signals) -> Iterator[Skipped]:
@@ -267,6 +278,13 @@ def passes(signals: Signals) -> int:
     if structure is None or structure.hidden is not None or signals.adapter == "bnwatch.chainer":
         return times if len(calls) > 1 else 1
     return times if all(len(usage.places) < times for usage in structure.layers) else 1
+
+
+def within_epochs(signals: Signals) -> list[SignalTable]:
+    """Return the samples of the present call sites whose step no evaluation followed: these may be odd last batches."""
+    ends = {evaluation.step for evaluation in signals.evaluations}
+    sites = signals.tables[-1].sites if signals.tables else ()
+    return [table for table in signals.tables if table.sites == sites and table.step not in ends]
 
 
 def decay_argument(signals: Signals, value: str) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bnwatch.rules._base import Limits
     from bnwatch.signals import Signals
 
+ALPHA, DISPERSION = 1e-3, 2.0
+"""False alarms per experiment, and spread of batch means in that of random ones: beyond, batches are not random."""
+
 GROUPS = 0.85
 """Share of the spread, noise taken out, beyond which batches are of two kinds: two halves of a normal distribution
 account for 2/pi of its variance, those of a uniform one for 3/4."""
@@ -61,6 +64,14 @@ def dispersed(signals: Signals, limits: Limits) -> Dispersed | None:
         return None
     site = max(far, key=lambda s: s.dispersion)
     return Dispersed(found, site, min(1.0, site.clusters * site.dispersion / (site.dispersion - 1.0)))
+
+
+def random(signals: Signals) -> float | None:
+    """Return how far batch means spread at most, in those of random batches; None if they are not random or unknown."""
+    found = signals.composition
+    if found is None or not found.sites or dispersed(signals, {"alpha": ALPHA, "dispersion": DISPERSION}) is not None:
+        return None
+    return max(site.dispersion for site in found.sites)
 
 
 class Cost(NamedTuple):

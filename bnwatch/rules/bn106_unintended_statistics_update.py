@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, fitting, named, passes, restored_cost, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, fitting, named, passes, restored_cost, rule
 from bnwatch.signals import Flag
 
 if TYPE_CHECKING:
@@ -35,18 +35,20 @@ HOW = {
         0.01, "derived", "running standard deviations; rounding of float32 reaches it at a mean of 10,000 of them"
     ),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
-    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+    alpha=Threshold(0.01, "convention", "false alarms per experiment; that statistics moved is certain"),
 )
 def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Running statistics move outside of the training steps, or by more forward passes than the model has."""
     if not signals.evaluations and not signals.tables:
         yield Skipped("BN106", "neither a training step nor an evaluation was seen")
         return
-    found = _moved(signals) or _unexplained(signals, limits) or _extra(signals)
+    foreign = _moved(signals) or _unexplained(signals, limits)
+    found = foreign or _extra(signals)
     if found is None:
         return
     layers, fact, evidence = found
-    cost = restored_cost(signals, limits["cost"], limits["alpha"])
+    # extra calls that see other data are told as BN101
+    cost = restored_cost(signals, limits["cost"], limits["alpha"]) if foreign else None
     yield Finding(
         subject=layers[0] if len(layers) == 1 else "model",
         severity=None if cost is None else Severity.WARNING,
@@ -95,18 +97,23 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
 
 
 def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
-    """Return the layers that a step calls in training mode more often than the graph of the model does."""
+    """Return the layers that a step calls in training mode more often than the graph of the model does.
+
+    Where the graph is not known, or is that of the step itself, as in Chainer, those that it calls several times, on
+    like data.
+    """
     structure, table = signals.structure, signals.table
-    if structure is None or structure.hidden is not None or table is None or passes(signals) > 1:
+    if structure is None or table is None or passes(signals) > 1:
         return None
     calls = Counter(site.layer for site in table.sites if site.replica == 0)
-    places = {usage.path: len(usage.places) for usage in structure.layers if usage.places}
-    layers = [path for path, times in calls.items() if path in places and times > places[path]]
+    if structure.hidden is None and signals.adapter != "bnwatch.chainer":
+        places = {usage.path: len(usage.places) for usage in structure.layers if usage.places}
+        layers = [path for path, times in calls.items() if path in places and times > places[path]]
+        fact = "one forward pass makes fewer"
+    else:
+        layers = [spec.path for spec, _, apart in signals.shared() if apart is not None and not apart.differ(SAME)]
+        fact = "on like data"
     if not layers:
         return None
-    evidence = {
-        "calls": Quantity(calls[layers[0]], "in training mode a step"),
-        "places": Quantity(places[layers[0]], "in the graph of the model"),
-    }
-    fact = f"are updated by {calls[layers[0]]} training-mode calls a step; one forward pass makes {places[layers[0]]}"
-    return layers, fact, evidence
+    evidence = {"calls": Quantity(calls[layers[0]], f"of {layers[0]} in training mode a step")}
+    return layers, f"are updated by {calls[layers[0]]} training-mode calls a step, {fact}", evidence

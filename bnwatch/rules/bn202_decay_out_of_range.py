@@ -58,8 +58,9 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
     for decay, paths in by_decay.items():
         subject = "model" if len(by_decay) == 1 else paths[0]
         if decay < 1.0 and moments.effective_batches(decay) < limits["memory"]:
-            if decay > 0.0 or cost is not None:
-                yield _short(signals, subject, decay, paths, cost)
+            of_few = _cost_of_few(signals, limits)
+            if decay > 0.0 or of_few is not None:
+                yield _short(signals, subject, decay, paths, of_few)
         elif cost is not None and _settled(signals, decay) and _part(signals, decay) > limits["part"]:
             yield _lagging(signals, subject, decay, paths, cost, limits["part"])
         elif structure is not None and structure.steps is not None:
@@ -77,6 +78,20 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)
     return found[-1] if found and mended else None
+
+
+def _cost_of_few(signals: Signals, limits: Limits) -> Cost | None:
+    """Return where running statistics, which are of a batch or two, cost accuracy that a re-estimate restores.
+
+    Batch statistics are of one batch as well, and no better where batches are small: the re-estimate is the measure.
+    """
+    cells = signals.cells
+    found = cells.gain("population", "running") if cells is not None else None
+    if cells is None or found is None or found[0] <= limits["cost"] or found[1] >= limits["alpha"]:
+        return None
+    rows = list(cells.rows())
+    mended = all("batch" in row and restores(row["population"], row["batch"], row["running"]) for _, row in rows)
+    return rows[-1] if mended else None
 
 
 def _settled(signals: Signals, decay: float) -> bool:
@@ -147,7 +162,7 @@ def _named(cost: Cost | None) -> str:
     if cost is None:
         return ""
     split, row = cost
-    gained = row["batch"].gain_over(row["running"])[0]
+    gained = row["population"].gain_over(row["running"])[0]
     return f", which costs {100 * gained:.1f} points of {split} accuracy"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, within_epochs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, f
 
 def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
     """Yield the call sites with the elements a channel of their largest recent batch."""
-    tables = [t for t in list(signals.tables)[-RECENT:] if t.sites == signals.tables[-1].sites]
+    tables = within_epochs(signals)[-RECENT:]
     if len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
         return
     for number, site in enumerate(signals.sites()):

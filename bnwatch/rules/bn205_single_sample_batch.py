@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, rule, within_epochs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,8 @@ def single_sample_batch(signals: Signals, limits: Limits) -> Iterator[Finding | 
     """A layer normalizes one element per channel, so its output is beta whatever the input."""
     if len(signals.tables) < limits["samples"] and all((t.column("count") == 1).any() for t in signals.tables):
         yield from _planned(signals)  # what was sampled so far does not speak against it
-    last = list(signals.tables)[-int(limits["samples"]) :]
+    # the last batches of two epochs may be samples in a row, and all that is odd about the training
+    last = (within_epochs(signals) or list(signals.tables))[-int(limits["samples"]) :]
     for number, site in enumerate(signals.sites()):
         if site.count != 1 or len(last) < limits["samples"]:
             continue

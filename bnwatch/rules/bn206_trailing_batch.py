@@ -7,7 +7,18 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, decay_argument, harmless, restores, rule
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    costs,
+    decay_argument,
+    harmless,
+    restores,
+    rule,
+    within_epochs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,18 +93,19 @@ def _moved(signals: Signals, table: SignalTable, part: float) -> Iterator[_Moved
     A batch of k samples has a mean that is off by 1/sqrt(k) and a variance of (k - 1)/k on average; the running
     statistics take in 1 - decay of either.
     """
-    others = [other for other in signals.tables if other.sites == table.sites]
+    others = within_epochs(signals)
+    if not others:
+        return
     counts, spreads = ([other.column(name).tolist() for other in others] for name in ("count", "batch_std"))
     held, effective = table.column("running_std").tolist(), table.column("effective_samples").tolist()
     for number, site in enumerate(table.sites):
-        usual, last = median(count[number] for count in counts), counts[-1][number]
+        usual, last = median(count[number] for count in counts), float(table.column("count")[number])
         decay = signals.specs[site.layer].decay
         if last > part * usual or decay >= 1.0 or site.replica:
             continue
         of_one = effective[number] / usual if effective[number] < usual else 1.0
         k = max(1.0, last * of_one)
         narrower = 1.0 - (1.0 - decay) / k
-        full = [s[number] for s, count in zip(spreads, counts, strict=True) if count[number] > part * usual]
         yield _Moved(
             layer=site.layer,
             decay=decay,
@@ -101,7 +113,7 @@ def _moved(signals: Signals, table: SignalTable, part: float) -> Iterator[_Moved
             usual=usual,
             shift=(1.0 - decay) / math.sqrt(k),
             scale=abs(math.log(narrower)) / 2.0 if narrower > 0.0 else math.inf,
-            held=held[number] / middle if (middle := median(full)) > 0.0 else math.nan,
+            held=held[number] / middle if (middle := median(spread[number] for spread in spreads)) > 0.0 else math.nan,
         )
 
 
@@ -115,8 +127,8 @@ def _finding(signals: Signals, worst: _Moved, layers: int, split: str | None, *,
     return Finding(
         subject="model",
         severity=None if certain else Severity.INFO,
-        message=f"the last batch before evaluation is {worst.last:.0f} elements a channel in place of "
-        f"{worst.usual:.0f}, and makes up {1.0 - worst.decay:.0%} of the running statistics{cost}",
+        message=f"the last batch before evaluation holds {worst.last:.0f} element{'s' * (worst.last > 1)} a channel, "
+        f"others {worst.usual:.0f}, and makes up {1.0 - worst.decay:.0%} of the running statistics{cost}",
         evidence={
             "last": Quantity(worst.last, f"elements a channel, at `{worst.layer}`"),
             "usual": Quantity(worst.usual, "elements a channel"),

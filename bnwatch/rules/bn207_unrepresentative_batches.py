@@ -14,17 +14,15 @@ if TYPE_CHECKING:
     from bnwatch.diagnosis import Skipped
     from bnwatch.signals import Signals
 
-PURE = 0.95
-"""Share of a batch that is of one class from which it is said to be of one class."""
-
 
 @rule(
     "BN207",
     "unrepresentative-batches",
     severity=Severity.WARNING,
-    dispersion=Threshold(2.0, "convention", "spread of batch means, in that of random batches"),
+    dispersion=Threshold(_batches.DISPERSION, "convention", "spread of batch means, in that of random batches"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
-    alpha=Threshold(1e-3, "convention", "false alarms per experiment, of the F test and of the paired test"),
+    pure=Threshold(0.9, "convention", "share of a batch that is of one class, where random batches are mixed"),
+    alpha=Threshold(_batches.ALPHA, "convention", "false alarms per experiment, of the F test and of the paired test"),
 )
 def unrepresentative_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training batches are no random parts of the training data: sorted, of one class, of one sequence."""
@@ -33,10 +31,11 @@ def unrepresentative_batches(signals: Signals, limits: Limits) -> Iterator[Findi
         return
     cells, cost = signals.cells, _batches.cost_of(signals.cells, limits)
     composition, site = found.composition, found.site
-    kind = "of one class each" if (composition.purity or 0.0) > PURE else "no random parts of the data"
+    pure = (composition.purity or 0.0) > limits["pure"] and any(_batches.labels(composition))
+    kind = "of one class each" if pure else "no random parts of the data"
     yield Finding(
         subject="model",
-        severity=None if cost is not None else Severity.INFO,
+        severity=None if pure or cost is not None else Severity.INFO,
         message=f"training batches are {kind}: at `{site.subject}` their means spread {site.dispersion:.1f} times as "
         "much as those of random batches" + ("" if cost is None else cost.clause),
         evidence=_batches.evidence(found, cost),

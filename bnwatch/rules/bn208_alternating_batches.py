@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     "BN208",
     "alternating-batches",
     severity=Severity.WARNING,
-    dispersion=Threshold(2.0, "convention", "spread of batch means, in that of random batches"),
+    dispersion=Threshold(_batches.DISPERSION, "convention", "spread of batch means, in that of random batches"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
-    alpha=Threshold(1e-3, "convention", "false alarms per experiment, of the F test and of the paired test"),
+    alpha=Threshold(_batches.ALPHA, "convention", "false alarms per experiment, of the F test and of the paired test"),
 )
 def alternating_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Training batches come from two populations in turn, and the running statistics describe neither."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     "BN210",
     "stale-statistics",
     severity=Severity.WARNING,
-    cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
-    alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
+    cost=Threshold(0.005, "convention", "share of the examples: a smaller loss is not worth a warning"),
+    alpha=Threshold(0.01, "convention", "false alarms per experiment; that weights were swapped is certain"),
 )
 def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Weights were swapped after training made the running statistics: averages of weights, pruned or loaded ones."""

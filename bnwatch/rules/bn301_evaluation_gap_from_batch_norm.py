@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules import _settling
+from bnwatch.rules import _batches, _settling
 from bnwatch.rules._base import (
     Finding,
     Limits,
@@ -79,20 +79,25 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         further=() if ranking is None else (_ranking(ranking),),
         notes=(
             *_notes(cells, restored=restored),
+            *(() if restored or not cells.training else _excluded(signals)),
             *(("the running statistics still held initial values, so this passes as training goes on",) * passing),
             *_attributed(ranking, guilty),
         ),
-        helps=(
-            _refresh(signals)
-            if restored
-            else (
-                (
-                    "look for two kinds of data behind one set of running statistics: a layer called at several "
-                    "places, batches that alternate, batches of one class"
-                ),
-            )
-        ),
+        helps=(_refresh(signals) if restored else _kinds(signals)),
     )
+
+
+def _kinds(signals: Signals) -> tuple[str, ...]:
+    """Return where two kinds of data may be behind one set of running statistics, without what is excluded."""
+    places = () if _batches.random(signals) is not None else ("batches that alternate, or of one class each",)
+    if any(True for _ in signals.shared()) or not signals.tables:
+        places = ("a layer called at several places", *places)
+    if not places:
+        return (
+            "look for few examples that are far out of range, and for what enters batch normalization in training "
+            "alone (dropout, noise): the layers and the batches are of one kind",
+        )
+    return (f"look for two kinds of data behind one set of running statistics: {', '.join(places)}",)
 
 
 def _refresh(signals: Signals) -> tuple[str, ...]:
@@ -133,6 +138,17 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
     if cells.missing:
         notes.append(f"measured on part of the data only: {cells.missing}")
     return tuple(notes)
+
+
+def _excluded(signals: Signals) -> tuple[str, ...]:
+    """Return that the composition of the batches is not why, where that was measured."""
+    spread = _batches.random(signals)
+    if spread is None or signals.composition is None:
+        return ()
+    return (
+        f"it is not how batches are composed: the means of {signals.composition.batches} training batches spread at "
+        f"most {spread:.2g} times as much as those of random batches",
+    )
 
 
 def _where(guilty: SiteCost | None) -> str:

@@ -56,8 +56,8 @@ def erratic_evaluation(signals: Signals, limits: Limits) -> Iterator[Finding | S
     yield Finding(
         subject="model",
         severity=Severity.INFO if innocent else None,
-        message=f"evaluation accuracy fell by {100 * max(falls):.0f} points and {len(falls)} times in all within "
-        f"{len(known)} evaluations, while training accuracy did not",
+        message=f"evaluation accuracy fell {len(falls)} times within {len(known)} evaluations, by up to "
+        f"{100 * max(falls):.0f} points, and training accuracy did not",
         evidence={
             "largest_fall": Quantity(max(falls), "of evaluation accuracy, from one evaluation to the next"),
             "falls": Quantity(len(falls), f"of that kind in {len(known)} evaluations"),

@@ -157,6 +157,7 @@ class FakeWatch:
     evaluations: list = field(default_factory=list)
     labs: list = field(default_factory=list)
     faults: list = field(default_factory=list)
+    swapped: list = field(default_factory=list)
     structure: object = None
     closed: int = 0
     on_experiment: object = None
@@ -179,8 +180,9 @@ class FakeWatch:
     def look(self, lab, *, step, epoch):
         self.labs.append(lab)
 
-    def experiment(self, lab, *, step, epoch, seconds, final=False):
+    def experiment(self, lab, *, step, epoch, seconds, final=False, swapped=None):
         self.labs.append(lab)
+        self.swapped.append(swapped and swapped())
         if self.on_experiment:
             self.on_experiment(lab, final)
 

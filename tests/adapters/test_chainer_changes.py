@@ -10,7 +10,7 @@ from chainer import serializers
 from chainer.training import extensions
 
 import bnwatch.chainer
-from bnwatch.chainer.changes import ENTRIES, After, sample_of
+from bnwatch.chainer.changes import ENTRIES, After, listen, listens, sample_of
 
 from . import chainer_models as models
 from .chainer_models import F, L, chainer, training
@@ -101,6 +101,7 @@ def test_an_extension_that_predicts_in_training_mode_moves_statistics(tmp_path: 
     watched(trainer)
     assert [e.moved for e in record.evaluations] == [(), IN_CLASSIFIER, ()]
     assert [e.swapped for e in record.evaluations] == [False] * 3
+    assert [e.batch_statistics for e in record.evaluations] == [()] * 3  # the evaluator had running ones
 
 
 class Clipping(training.updaters.StandardUpdater):
@@ -235,6 +236,7 @@ def test_a_loop_that_evaluates_in_training_mode_too(record: models.Record) -> No
 
     loop(model, before=predict)
     assert [e.moved for e in record.evaluations] == [BOTH, (), BOTH]
+    assert [e.batch_statistics for e in record.evaluations] == [()] * 3
     assert [e.swapped for e in record.evaluations] == [None, False, False]
 
 
@@ -261,6 +263,12 @@ def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
         assert 1 <= len(entries) <= ENTRIES
         assert len(set(np.diff(entries))) <= 1
         assert entries[-1] + size // ENTRIES + 1 >= size - 1
+
+
+def test_an_optimizer_that_knows_no_hooks_is_left_alone() -> None:
+    optimizer = object()
+    listen(optimizer, "bnwatch", print)
+    assert not listens(optimizer, "bnwatch")
 
 
 def test_the_hook_is_nothing_in_a_copy() -> None:

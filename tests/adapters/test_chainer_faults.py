@@ -11,7 +11,7 @@ import pytest
 
 import bnwatch.chainer
 from bnwatch import BatchNormError
-from bnwatch.chainer import evaluators, examples, experiments, forward, layers, session, tap
+from bnwatch.chainer import changes, evaluators, examples, experiments, forward, layers, session, tap
 from bnwatch.watch import Watch
 
 from . import chainer_models as models
@@ -35,7 +35,12 @@ SEAMS = [
     (Watch, "due"),
     (layers.Layers, "find"),
     (layers.Layers, "__post_init__"),
+    (layers.Layers, "unrestored"),
     (layers.Layer, "spec"),
+    (changes.Changes, "read"),
+    (changes.Changes, "left"),
+    (changes.Changes, "called"),
+    (changes.Changes, "evaluated"),
     (forward.Stack, "outermost"),
     (forward.Stack, "__init__"),
     (examples.ForwardPasses, "scored"),
@@ -58,7 +63,9 @@ def by_trainer(out: Any, *, watched: bool) -> tuple[dict[str, bytes], Any]:
     if watch is not None:
         trainer.extend(watch)
     trainer.run()
-    return state_of(classifier, trainer.updater.get_optimizer("main")), watch
+    optimizer = trainer.updater.get_optimizer("main")
+    assert not optimizer._hookable._post_update_hooks
+    return state_of(classifier, optimizer), watch
 
 
 def said(watch: Any) -> list[str]:

@@ -322,6 +322,7 @@ def test_real_and_fake_are_call_sites_of_the_discriminator(critic: int, tmp_path
         assert sites(step) == expected
     updates = {call.spec.path: call.running.updates for call in record.steps[-1].calls}
     assert updates == {"gen/bn1": 12 * critic, "dis/bn1": 24 * critic}
+    assert watch.watch.signals.structure.accumulated == 1
     assert watch.report().steps == 12
 
 

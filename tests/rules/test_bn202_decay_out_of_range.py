@@ -36,9 +36,11 @@ FIRES = {
     "below_alpha": settled(0.1, 660, batch=0.9, running=0.88, population=0.9, examples=500),
     "evaluation data alone": settled(0.99, 660, split="evaluation"),
     "below_weight, with costs": settled(0.99, 299),
+    "batches so small that theirs are no better": settled(0.01, 660, batch=0.92, running=0.91, population=0.95),
 }
 INFO = {
     "above_alpha": settled(0.1, 660, batch=0.9, running=0.882, population=0.9, examples=500),
+    "as good as a re-estimate": settled(0.1, 660, batch=0.98, running=0.95, population=0.95),
     "below_cost": settled(0.1, 660, batch=0.9, running=0.8901, population=0.9),
     "a mixture, which no decay mends": settled(0.1, 660, running=0.5, population=0.6),
     "above_weight, with costs": settled(0.99, 298),

@@ -1,7 +1,7 @@
 import pytest
 
 from bnwatch import testing
-from bnwatch.records import Structure
+from bnwatch.records import EvaluationRecord, Structure
 from tests.rules import cases
 
 
@@ -10,6 +10,14 @@ def counts(*numbers):
     return testing.signals(
         *(testing.snapshot(n, testing.call(spec, mean=n, count=count)) for n, count in enumerate(numbers, start=1))
     )
+
+
+def epochs(*, evaluated):
+    """Ends of epochs, sampled in a row; the last of them is not evaluated yet."""
+    fed = counts(64, 64, 1, 1, 1)
+    for step in range(3, 3 + evaluated):
+        fed.evaluate(EvaluationRecord(step, 0, 0.5))
+    return fed
 
 
 def convolution_of_one_example():
@@ -25,6 +33,8 @@ QUIET = {
     "below_samples": lambda: counts(1),
     "a trailing batch of one": lambda: counts(64, 64, 1),
     "a trailing batch of one now and then": lambda: counts(1, 64, 1),
+    "the last batches of three epochs": lambda: epochs(evaluated=3),
+    "the last batches of three epochs, the third before its evaluation": lambda: epochs(evaluated=2),
     "mended since": lambda: counts(1, 1, 64),
     "two elements": lambda: counts(2, 2, 2),
     "one picture of many pixels": convolution_of_one_example,

@@ -61,6 +61,19 @@ SKIPS = {"the last step was not sampled": (lambda: run(1, sampled=False), None)}
 test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
+def test_samples_at_the_end_of_epochs_are_not_the_usual_ones():
+    """Where epochs are shorter than the interval of sampling, most samples are last batches."""
+    fed = run(1, row=LOST)
+    calls = next(iter(testing.train(testing.layer(channels=8, decay=0.5), testing.normal(8, 1), steps=1))).calls
+    for step in range(20, 200, 10):
+        fed.observe(testing.snapshot(step, *calls))
+        fed.evaluate(EvaluationRecord(step, 0, 0.9, examples=1000))
+    ((finding,), _) = cases.look(RULE, fed)
+    assert finding.evidence["usual"].value == 64
+    assert cases.look("BN204", fed) == ([], [])
+    assert cases.look("BN205", fed) == ([], [])
+
+
 def test_what_it_costs_is_asked_for():
     assert [s.needs for s in cases.look(RULE, run(1))[1]] == ["cells"]
 
@@ -72,7 +85,7 @@ def test_the_numbers_are_those_of_a_batch_of_k():
     assert finding.evidence["weight"].value == 0.5
     assert finding.evidence["held"].value == pytest.approx(math.sqrt(0.5), rel=0.2)
     assert finding.message == (
-        "the last batch before evaluation is 1 elements a channel in place of 64, and makes up 50% of the running "
+        "the last batch before evaluation holds 1 element a channel, others 64, and makes up 50% of the running "
         "statistics, which costs 4.8 points of training accuracy"
     )
 
@@ -82,7 +95,7 @@ def test_the_numbers_are_those_of_a_batch_of_k():
     [
         ("keras 3.15.1 (jax)", "drop_remainder"),
         ("chainer 7.8.1", "SerialIterator"),
-        (None, "drop_remainder=True, repeat"),
+        (None, "drop_remainder=True, repeat=True"),
     ],
 )
 def test_the_repair_is_in_the_words_of_the_framework(framework, words):

@@ -37,12 +37,17 @@ FIRES = {
     "seen on evaluation examples alone": lambda: run(
         row=FINE, evaluation={"batch": 0.9, "running": 0.6, "population": 0.62}
     ),
+    "above_pure as what the weights are made for is in no evaluation, lost accuracy or not": lambda: run(
+        row=FINE, purity=(0.91, 0.25)
+    ),
     "drift, no two groups": lambda: run(at(clusters=0.6)),
     "two groups, one an outlier": lambda: run(at(clusters=0.95, smaller=0.03)),
     "too few batches for groups": lambda: run(at(clusters=0.95), batches=7),
 }
 INFO = {
     "it costs nothing": lambda: run(row=FINE),
+    "below_pure": lambda: run(row=FINE, purity=(0.89, 0.25)),
+    "most examples are of one class": lambda: run(row=FINE, purity=(0.93, 0.9)),
     "below_cost": lambda: cost(0.9, 0.8901),
     "above_alpha of the cost": lambda: cost(0.9, 0.882, 500),
     "old statistics, which a re-estimate mends": lambda: run(

@@ -27,7 +27,7 @@ def poisoned(std, *, at=(40,), steps=48, every=2, row=None, decay=0.9, epsilon=1
 
 
 def steady(wide, tail, row=LOST, samples=16, examples=1000):
-    """Batches of a standard deviation of 1, running statistics ``wide``, and one batch of ``tail`` times the variance."""
+    """Batches of a standard deviation of 1, running ones ``wide``, and one batch of ``tail`` times the variance."""
     spec = testing.layer(channels=4, decay=0.5)
     calls = [
         testing.call(spec, mean=0.1 * n, var=tail if n == 1 else 1.0, running_var=wide**2, updates=100 + n)

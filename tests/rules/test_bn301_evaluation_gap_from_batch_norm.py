@@ -226,3 +226,31 @@ def test_what_settles_by_itself_is_no_warning(severity, fields):
 def test_cells_of_unsettled_statistics_say_nothing_of_settled_ones(measured_at, severity):
     findings, _ = cases.look(RULE, settling(320, planned=660, measured_at=measured_at))
     assert {str(s) for s in cases.severities(RULE, findings)} == {severity}
+
+
+@pytest.mark.parametrize(
+    ("site", "excluded"),
+    [
+        (testing.site_composition(dispersion=1.2, p=0.3), True),
+        (testing.site_composition(dispersion=9.0, p=1e-9), False),
+        (None, False),
+    ],
+    ids=["random batches", "batches of one class", "not measured"],
+)
+def test_what_the_composition_of_the_batches_excludes_is_not_looked_for(site, excluded):
+    fed = measured(0.9, 0.5, population=0.6, split="training")
+    fed.composition = None if site is None else testing.composition(2, site)
+    ((finding,), _) = cases.look(RULE, fed)
+    assert ("one class each" not in finding.helps[0]) is excluded
+    assert any("it is not how batches are composed" in note for note in finding.notes) is excluded
+
+
+def test_where_layers_and_batches_are_of_one_kind_outliers_are_left():
+    spec = testing.layer()
+    fed = testing.signals(
+        testing.snapshot(1, testing.call(spec)),
+        testing.cells(2, training={"batch": 0.9, "running": 0.5, "population": 0.6}),
+        testing.composition(2, testing.site_composition()),
+    )
+    ((finding,), _) = cases.look(RULE, fed)
+    assert "few examples that are far out of range" in finding.helps[0]

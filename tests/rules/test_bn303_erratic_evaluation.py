@@ -43,6 +43,7 @@ FIRES = {
     "above_cost": lambda: cells(0.9, 0.8899),
     "below_alpha": lambda: cells(0.9, 0.88, 500),
 }
+FIRES["above_alpha and not known to be harmless"] = lambda: cells(0.9, 0.882, 500)
 INFO = {
     "the last weights cost nothing": lambda: run(*JUMPS, row=FINE),
     "below_cost": lambda: cells(0.9, 0.8901),
@@ -84,7 +85,7 @@ def test_what_is_behind_it_is_said_as_far_as_it_is_known(case, words):
 def test_the_evaluations_are_listed():
     ((finding,), skipped) = cases.look(RULE, FIRES["jumps, unmeasured"]())
     assert finding.message == (
-        "evaluation accuracy fell by 40 points and 2 times in all within 5 evaluations, while training accuracy did not"
+        "evaluation accuracy fell 2 times within 5 evaluations, by up to 40 points, and training accuracy did not"
     )
     assert [row[1] for row in finding.table.rows] == [80.0, 40.0, 85.0, 50.0, 90.0]
     assert [s.needs for s in skipped] == ["cells"]

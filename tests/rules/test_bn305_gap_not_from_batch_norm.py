@@ -17,9 +17,8 @@ def row(batch, running=None, population=None):
 
 
 def run(training, evaluation, *, examples=1000, extra=(), **more):
-    return testing.signals(
-        *extra, testing.cells(2, training=training, evaluation=evaluation, examples=examples, **more)
-    )
+    measured = testing.cells(2, training=training, evaluation=evaluation, examples=examples, **more)
+    return testing.signals(*extra, measured)
 
 
 def gap(accuracy):
@@ -46,6 +45,7 @@ INFO = {
     "below_alpha": lambda: run(row(0.8), row(LOSS)),
     "below_part": lambda: run(row(0.9), row(0.619, 0.6)),
     "above_unseen": lambda: sorted_by_class(201),
+    "below_unseen": lambda: sorted_by_class(199),
     "labels that do not belong to their inputs": lambda: run(row(0.99), row(0.1)),
     "classes that were never trained": lambda: sorted_by_class(1000),
     "all evaluation data are harder": lambda: run(row(0.85), row(0.6)),

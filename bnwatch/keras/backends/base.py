@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.evidence import ExperimentNotPossibleError, entries
 from bnwatch.keras.library import library_of
 
 if TYPE_CHECKING:
@@ -309,6 +309,10 @@ class Backend(ABC):
     @abstractmethod
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
         """Return what variables of the model hold now, also in the middle of an epoch."""
+
+    def samples(self, variables: Sequence[Any], limit: int) -> list[NDArray[Any]]:
+        """Return at most ``limit`` entries of each variable, evenly spread, as they are now; no more is moved."""
+        return [value.reshape(-1)[entries(value.size, limit)] for value in self.values(variables)]
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
         """Give a variable of the model another value, on every replica, between epochs."""

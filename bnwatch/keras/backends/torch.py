@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from bnwatch.evidence import entries
 from bnwatch.keras.backends.base import Backend, Reading, Stored, refused
 from bnwatch.keras.keep import HostKeeper, leaves, mapped
 
@@ -116,6 +117,12 @@ class TorchBackend(Backend):
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
         """Return what variables hold now."""
         return on_host([raw(variable) for variable in variables])
+
+    def samples(self, variables: Sequence[Any], limit: int) -> list[NDArray[Any]]:
+        """Return at most ``limit`` entries of each variable."""
+        flat = [raw(variable).detach().reshape(-1) for variable in variables]
+        picked = [torch.from_numpy(entries(tensor.numel(), limit)).to(tensor.device) for tensor in flat]
+        return on_host([tensor[places] for tensor, places in zip(flat, picked, strict=True)])
 
     # experiments
 

@@ -119,6 +119,7 @@ class RecordedCells:
     missing: str | None = None
     unseen: float | None = None
     seconds: float = 0.0
+    swapped: bool | None = None
 
     def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
         """Yield the rows that were measured."""
@@ -179,6 +180,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "missing": cells.missing,
         "unseen": None if cells.unseen is None else json_number(cells.unseen),
         "seconds": json_number(cells.seconds),
+        "swapped": cells.swapped,
         "rows": {
             split: {
                 statistics: {
@@ -560,6 +562,7 @@ def parse_cells(data: object) -> RecordedCells:
         missing=cells.maybe_text("missing"),
         unseen=cells.maybe_number("unseen"),
         seconds=cells.number("seconds"),
+        swapped=cells.flag("swapped") if cells.has("swapped") else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from bnwatch.evidence import entries
 from bnwatch.keras.backends.base import TOGGLED, Backend, trainable_toggled
 from bnwatch.keras.backends.jax.functions import STATE, JaxFunctions, copied, traced
 from bnwatch.keras.backends.jax.quiet import Quiet
@@ -122,6 +124,10 @@ class JaxBackend(Backend):
         """Return what variables of the model hold now, in memory of their own: a step gives its arguments away."""
         return [np.array(array) for array in self.arrays(variables)]
 
+    def samples(self, variables: Sequence[Any], limit: int) -> list[NDArray[Any]]:
+        """Return at most ``limit`` entries of each variable."""
+        return [np.asarray(sample) for sample in _sampled(self.arrays(variables), limit)]
+
     def arrays(self, variables: Sequence[Any]) -> list[Any]:
         """Return the arrays that variables of the model hold now, also in the middle of an epoch."""
         now = self._now()
@@ -214,6 +220,11 @@ class JaxBackend(Backend):
     def visible(self, output: Any, place: Any) -> bool:
         """Return whether a layer's output is of that trace: what is inside a loop is of its own."""
         return super().visible(output, place) and bool(_trace() == place)
+
+
+@partial(jax.jit, static_argnums=1)
+def _sampled(arrays: Sequence[Any], limit: int) -> list[Any]:
+    return [array.reshape(-1)[entries(array.size, limit)] for array in arrays]
 
 
 def _trace() -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.python.pywrap_tfe import TFE_Py_TapeSetIsEmpty
 
+from bnwatch.evidence import entries
 from bnwatch.keras.backends.base import TOGGLED, Backend
 from bnwatch.keras.backends.tensorflow.functions import TensorFlowFunctions, retracing_changes_training
 from bnwatch.keras.backends.tensorflow.keeper import TensorFlowKeeper
@@ -127,6 +129,13 @@ class TensorFlowBackend(Backend):
     def values(self, variables: Sequence[Any]) -> list[NDArray[Any]]:
         """Return what variables hold now, on the first replica."""
         return [copies(variable)[0].numpy() for variable in variables]
+
+    def samples(self, variables: Sequence[Any], limit: int) -> list[NDArray[Any]]:
+        """Return at most ``limit`` entries of each variable, on the first replica."""
+        first = [copies(variable)[0] for variable in variables]
+        picked = [entries(math.prod(variable.shape), limit) for variable in first]
+        flat = [tf.reshape(variable, (-1,)) for variable in first]
+        return [tf.gather(values, places).numpy() for values, places in zip(flat, picked, strict=True)]
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
         """Give a variable of the model another value, on every replica."""
