@@ -165,7 +165,7 @@ def learning_rate(backend: Backend) -> float | None:
     if rate is None:
         rate = getattr(optimizer, "learning_rate", None)
     try:
-        if callable(rate):
+        if optimizer is not None and callable(rate):
             rate = rate(backend.values([optimizer.iterations])[0])
         elif hasattr(rate, "shape"):
             (rate,) = backend.values([rate])
