@@ -159,13 +159,13 @@ def _entry(inputs: Any) -> float | None:
 
 def learning_rate(backend: Backend) -> float | None:
     """Return the rate of the model's optimizer now; None where it has none, or where a loop has given it away."""
-    optimizer = getattr(backend.model, "optimizer", None)
+    optimizer: Any = getattr(backend.model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     rate = getattr(optimizer, "_learning_rate", None)
     if rate is None:
         rate = getattr(optimizer, "learning_rate", None)
     try:
-        if callable(rate):
+        if optimizer is not None and callable(rate):
             rate = rate(backend.values([optimizer.iterations])[0])
         elif hasattr(rate, "shape"):
             (rate,) = backend.values([rate])

@@ -10,8 +10,9 @@ from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, within_epochs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from bnwatch.evidence import Cell, Cells, Statistics
     from bnwatch.signals import Signals, SiteSignals
 
 RECENT = 4
@@ -50,12 +51,22 @@ def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         if elements < limits["few"]:
             yield _finding(signals, fewest, elements, elements, certain=elements <= TWO)
         return
-    gained, p = row["running"].gain_over(row["batch"])
+    gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and p < limits["alpha"] and not _dropout(signals)
     if noisy and samples < limits["samples"]:
         yield _finding(signals, site, samples, dict(_by_layer(counted))[site.spec.path], certain=True)
     elif elements < limits["few"]:
         yield _finding(signals, fewest, elements, elements, certain=False)
+
+
+def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, float]:
+    """Return what running statistics gain on training examples, and the p-value, of the evaluation's examples as well.
+
+    Small batches leave few training examples to measure: 60 of two are too few to rule out chance.
+    """
+    gained, p = row["running"].gain_over(row["batch"])
+    both = cells.gain("running", "batch") if cells is not None else None
+    return gained, p if both is None else min(p, both[1])
 
 
 def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, float]]:
@@ -96,7 +107,7 @@ def _finding(signals: Signals, site: SiteSignals, samples: float, elements: floa
     row = signals.cells.training if signals.cells is not None else {}
     measured = ""
     if row and certain:
-        gained, p = row["running"].gain_over(row["batch"])
+        gained, p = _gain(signals.cells, row)
         measured = (
             f", which costs {100 * gained:.1f} points: {row['batch'].accuracy:.1%} with batch statistics, "
             f"{row['running'].accuracy:.1%} with running ones"

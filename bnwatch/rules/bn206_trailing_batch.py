@@ -93,7 +93,7 @@ def _moved(signals: Signals, table: SignalTable, part: float) -> Iterator[_Moved
     A batch of k samples has a mean that is off by 1/sqrt(k) and a variance of (k - 1)/k on average; the running
     statistics take in 1 - decay of either.
     """
-    others = within_epochs(signals)
+    others = [other for other in within_epochs(signals) if other.sites == table.sites]
     if not others:
         return
     counts, spreads = ([other.column(name).tolist() for other in others] for name in ("count", "batch_std"))
