@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from bnwatch import testing
@@ -5,6 +7,12 @@ from bnwatch.records import Attachment, EvaluationRecord
 from tests.rules import cases
 
 RULE = "BN210"
+
+
+def at_the_end(measured, *, swapped=True):
+    """Cells of weights that were swapped after the last evaluation."""
+    record = EvaluationRecord(9, 0, 0.9, swapped=False)
+    return testing.signals(record, replace(measured, swapped=swapped))
 
 
 def swapped(measured=None, *, step=9, by="keras 3", swapped=True, **fields):
@@ -29,6 +37,7 @@ FIRES = {
     ),
     "above_cost": lambda: swapped(cells(11, 2000)),
     "below_alpha": lambda: swapped(cells(7)),
+    "after the last evaluation": lambda: at_the_end(cells(50)),
     "training data alone": lambda: swapped(cells(50, split="training")),
     "measured later": lambda: swapped(cells(50, step=20)),
     "statistics of yet another training": lambda: swapped(cells(50), moved=("bn",)),
@@ -40,6 +49,7 @@ INFO = {
     "a cost that a re-estimate does not restore": lambda: swapped(cells(50, population=0.81)),
 }
 QUIET = {
+    "measured with the weights of the last step": lambda: at_the_end(cells(50), swapped=False),
     "the weights of the last step": lambda: swapped(cells(50), swapped=False),
     "the best checkpoint, with its statistics": lambda: swapped(cells(0), moved=("bn",)),
     "swapped once, and back": lambda: testing.signals(
@@ -47,6 +57,10 @@ QUIET = {
     ),
 }
 SKIPS = {
+    "swapped for the evaluation alone": (
+        lambda: swapped(replace(cells(50), swapped=False), moved=("bn",)),
+        "cells",
+    ),
     "no evaluation": (lambda: testing.signals(testing.snapshot(1)), None),
     "not known": (lambda: swapped(swapped=None), None),
     "a checkpoint, not measured": (lambda: swapped(moved=("bn",)), "cells"),
