@@ -425,8 +425,10 @@ class Watch:
             return
         self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
-        if final and self._cells_at == step and self._swapped_since(swapped):
-            self._cells_at = self._attributed_at = -1
+        cells = self.signals.cells
+        if final and self._cells_at == step and (cells is None or not cells.swapped) and swapped():
+            # what was measured at the last evaluation is of other weights
+            self._cells_at, self._attributed_at, self.signals.attribution = -1, -1, None
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))
@@ -441,11 +443,6 @@ class Watch:
         if self._engine.needs("look", "gradients"):
             self.look(lab, step=step, epoch=epoch, gradients=True)
         self._announce()
-
-    def _swapped_since(self, swapped: Callable[[], bool | None]) -> bool:
-        """Return whether the parameters are others than those that the last cells were measured with."""
-        cells = self.signals.cells
-        return cells is not None and not cells.swapped and bool(swapped())
 
     def _crosscheck(
         self, lab: Laboratory, step: int, epoch: int, seconds: float | None, swapped: Callable[[], bool | None]

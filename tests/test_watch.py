@@ -668,6 +668,17 @@ def test_the_last_experiment_is_run_once_a_step():
     assert len(lab.asked) == asked
 
 
+def test_weights_that_were_swapped_since_are_measured_anew_at_the_end():
+    lab, memory = testing.FakeLaboratory.stacked("bn1", "bn2"), MemorySink()
+    lab.mean[1] += 3.0
+    with Watch(None, every=1, sinks=[memory], on_diagnosis="log") as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+        experiment(watch, lab, final=True, swapped=lambda: True)
+    assert [cells.swapped for cells in memory.of(evidence.Cells)] == [None, True]
+    assert len(memory.of(evidence.Attribution)) == 2
+
+
 def test_experiments_false_runs_none():
     lab = testing.FakeLaboratory.separable()
     with Watch(None, every=1, experiments=False) as watch:

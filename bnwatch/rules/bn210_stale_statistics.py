@@ -31,33 +31,33 @@ if TYPE_CHECKING:
 )
 def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Weights were swapped after training made the running statistics: averages of weights, pruned or loaded ones."""
-    last, cells = signals.evaluations[-1] if signals.evaluations else None, current_cells(signals)
-    if last is None and cells is None:
+    last = signals.evaluations[-1] if signals.evaluations else None
+    if last is None:
         yield Skipped("BN210", "no evaluation was seen")
         return
-    measured = None if cells is None else cells.swapped
-    known = [swapped for swapped in (last and last.swapped, measured) if swapped is not None]
-    if not known:
+    cells = current_cells(signals)
+    # swapped where training ends, behind the last evaluation: nothing is known of the statistics but what they cost
+    ended = cells is not None and bool(cells.swapped) and not last.swapped
+    if last.swapped is None and not ended:
         yield Skipped("BN210", "whether the evaluated weights are those of the last training step is not known")
         return
-    if not any(known):
+    if not (last.swapped or ended):
         return
-    if measured is False:  # the weights were swapped for the evaluation alone
-        cells = None
-    cost = None if cells is None else restored_cost(signals, limits["cost"], limits["alpha"])
+    cost = restored_cost(signals, limits["cost"], limits["alpha"])
     if cells is None:
         yield Skipped("BN210", "weights were swapped; what their statistics cost is not measured", needs="cells")
-    moved = last is not None and last.moved
-    if cost is None and moved:
+    if cost is None and (last.moved or ended):
         return  # both are another's, as in a checkpoint
-    step = last.step if last is not None and last.swapped else signals.step
+    where = "that training ended with" if ended else f"evaluated at step {last.step}"
+    whose = "are still those of the other weights"
+    if last.moved or ended:
+        whose = "do not fit them" if ended else "were swapped with them"
     yield Finding(
         subject="model",
         severity=None if cost else Severity.INFO,
-        message=f"the weights evaluated at step {step} are not those of the last training step, and the running "
-        f"statistics {'were swapped with them' if moved else 'are still those of the other weights'}"
+        message=f"the weights {where} are not those of the last training step, and the running statistics {whose}"
         + (", which costs accuracy" if cost else ""),
-        evidence={"step": Quantity(step, "training steps before the evaluation")},
+        evidence={"step": Quantity(last.step, "training steps before the evaluation")},
         table=None if cells is None else cells_table(cells),
         notes=(cost or ("what it costs is not measured yet" if cells is None else "so far it costs no accuracy"),),
         helps=(
