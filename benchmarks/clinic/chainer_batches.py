@@ -41,7 +41,7 @@ def batches_of_two(run: Run) -> None:
     train(run, Pooled(), Data(data.x[:600], data.y[:600], data.xv, data.yv), epochs=3, batch=2)
 
 
-@case("BN-062/chainer", expects="BN204", framework="chainer", fast=True)
+@case("BN-062/chainer", expects="BN204", framework="chainer")
 def two_at_a_time(run: Run) -> None:
     """A dense net on batches of 2, by hand; https://github.com/leondgarse/keras_efficientnet_v2/issues/12."""
     data = digits(flat=True)
@@ -98,7 +98,7 @@ def one_pixel_each(run: Run) -> None:
     train(run, Pooled(), Data(data.x[:200], data.y[:200], data.xv, data.yv), epochs=3, batch=1)
 
 
-@case("BN-068/chainer", expects="BN206", framework="chainer", fast=True)
+@case("BN-068/chainer", expects="BN206", framework="chainer")
 def odd_last_batch(run: Run) -> None:
     """1345 examples in batches of 64 leave one for the last; decay .5; https://github.com/fastai/fastai/pull/1095."""
     data = digits(flat=True)
@@ -178,7 +178,7 @@ def one_sequence_a_batch(run: Run) -> None:
     by_hand(run, Sequences(), Data(x, y, xv, yv), epochs=10, batches=batches)
 
 
-@case("BN-155/chainer", expects="BN209", framework="chainer", fast=True)
+@case("BN-155/chainer", expects="BN209", framework="chainer")
 def one_outlier(run: Run) -> None:
     """One broken sample, a thousand times too large; https://github.com/keras-team/keras/issues/12400."""
     data = digits(flat=True)

@@ -25,7 +25,7 @@ def convolutions(run: Run) -> None:
     train(run, CNN(), digits(channels_first=True), epochs=8, optimizer=chainer.optimizers.Adam(3e-3))
 
 
-@case("OK-01/chainer", expects=None, framework="chainer", fast=True)
+@case("OK-01/chainer", expects=None, framework="chainer")
 def convolutions_by_hand(run: Run) -> None:
     """A CNN in a loop by hand; https://github.com/keras-team/keras-io."""
     by_hand(run, CNN(), digits(channels_first=True), epochs=6)

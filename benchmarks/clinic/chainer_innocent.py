@@ -41,7 +41,7 @@ def shuffled_validation_labels(run: Run) -> None:
     train(run, MLP(64, 64), Data(data.x, data.y, data.xv, yv), epochs=8)
 
 
-@case("BN-178/chainer", expects="innocent", framework="chainer", fast=True)
+@case("BN-178/chainer", expects="innocent", framework="chainer")
 def learning_rate_of_ten(run: Run) -> None:
     """SGD with a learning rate of 10; https://github.com/facebookresearch/maskrcnn-benchmark/issues/295."""
     with np.errstate(all="ignore"):

@@ -12,7 +12,7 @@ from chainer import training
 from chainer.training import extensions
 
 from benchmarks.clinic.case import case
-from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, scored, shuffled, train
+from benchmarks.clinic.chainer_nets import CNN, by_hand, finished, logged, scored, shuffled, train
 from benchmarks.clinic.data import Data, digits
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def sums() -> tuple[Any, Any, Any, Any]:
     return data.x, y, data.xv, yv
 
 
-@case("BN-114/chainer", expects="BN109", framework="chainer", fast=True)
+@case("BN-114/chainer", expects="BN109", framework="chainer")
 def normalized_output(run: Run) -> None:
     """Regression of large numbers with batch norm at the end, which learns their scale only step by step.
 
@@ -94,9 +94,7 @@ def normalized_output(run: Run) -> None:
     trainer.extend(extensions.LogReport())
     run.extend(trainer)
     trainer.run()
-    log = trainer.get_extension("LogReport").log
-    history = {"loss": [e["main/loss"] for e in log], "val_loss": [e["validation/main/loss"] for e in log]}
-    finished(run, model.predictor, Data(x, y, xv, yv), history)
+    finished(run, model.predictor, Data(x, y, xv, yv), *logged(trainer))
 
 
 @case("BN-114/chainer-hand", expects="BN109", framework="chainer")
@@ -204,12 +202,12 @@ def constant_features_by_hand(run: Run) -> None:
     by_hand(run, Normalized(2e-5), with_constant_features(run.seed), epochs=8)
 
 
-@case("BN-105/chainer", expects="BN405", framework="chainer", fast=True)
+@case("BN-105/chainer", expects="BN405", framework="chainer")
 def scaled_twice(run: Run) -> None:
-    """Pixels divided by 255 twice, then batch norm; https://github.com/chainer/chainer/pull/4505."""
+    """Pixels of 0 to 1 divided by 255 twice, then batch norm; https://github.com/chainer/chainer/pull/4505."""
     data = digits(flat=True)
     small = np.float32(1 / 255**2)
-    train(run, Normalized(2e-5), Data(data.x * small * 255, data.y, data.xv * small * 255, data.yv), epochs=8)
+    train(run, Normalized(2e-5), Data(data.x * small, data.y, data.xv * small, data.yv), epochs=8)
 
 
 @case("BN-105/chainer-hand", expects="BN405", framework="chainer")
@@ -223,7 +221,7 @@ def scaled_twice_by_hand(run: Run) -> None:
     by_hand(run, CNN(), Data(data.x * small, data.y, data.xv * small, data.yv), epochs=6)
 
 
-@case("BN-096/chainer", expects="BN401", framework="chainer", fast=True)
+@case("BN-096/chainer", expects="BN401", framework="chainer")
 def infinite_pixel(run: Run) -> None:
     """One forward pass in training mode meets an infinite pixel; no update is made.
 

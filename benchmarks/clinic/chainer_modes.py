@@ -12,7 +12,7 @@ from chainer import reporter
 from chainer.training import extensions
 
 from benchmarks.clinic.case import case
-from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, scored, shuffled, train
+from benchmarks.clinic.chainer_nets import CNN, MLP, by_hand, finished, logged, scored, shuffled, train, trainer_of
 from benchmarks.clinic.data import Data, digits
 
 if TYPE_CHECKING:
@@ -97,17 +97,12 @@ def left_by_an_extension(run: Run) -> None:
             if trainer.updater.iteration == 60:
                 preview(trainer)
 
-    from benchmarks.clinic.chainer_nets import trainer_of
-
     model = L.Classifier(CNN(decay=0.99))
     with chainer.using_config("train", True):
         trainer = trainer_of(run, model, data, epochs=6)
         trainer.extend(preview, trigger=(60, "iteration"))
         trainer.run()
-    log = trainer.get_extension("LogReport").log
-    history = {name: [entry[f"main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    history |= {f"val_{name}": [entry[f"validation/main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    finished(run, model.predictor, data, history)
+    finished(run, model.predictor, data, *logged(trainer))
 
 
 @case("BN-046/chainer", expects="BN103", framework="chainer", fast=True)
@@ -131,29 +126,30 @@ def using_config_forgotten(run: Run) -> None:
     run.subject(model, train=(data.x, data.y), evaluation=(data.xv, data.yv))
 
 
-class Forgetful(extensions.Evaluator):
-    """An evaluator of one's own, without ``using_config``."""
-
-    def evaluate(self) -> dict[str, Any]:
-        """Return the means of what the Classifier reports."""
-        iterator, model = self._iterators["main"], self._targets["main"]
-        iterator.reset()
-        summary = reporter.DictSummary()
-        for batch in iterator:
-            observation: dict[str, Any] = {}
-            with reporter.report_scope(observation), chainer.no_backprop_mode():
-                model(*chainer.dataset.concat_examples(batch))
-            summary.add(observation)
-        return summary.compute_mean()  # type: ignore[no-any-return]
-
-
 @case("BN-046/chainer-trainer", expects="BN103", framework="chainer")
-def evaluator_in_training_mode(run: Run) -> None:
-    """An Evaluator of one's own whose ``evaluate`` forgets ``using_config``.
+def evaluated_by_an_extension(run: Run) -> None:
+    """An extension of one's own in place of the Evaluator validates in training mode.
 
     https://community.deeplearning.ai/t/keras-predict-giving-different-results-depending-on-how-used/87440
     """
-    train(run, CNN(), digits(channels_first=True), epochs=5, evaluator=Forgetful)
+    data = digits(channels_first=True)
+    model = L.Classifier(CNN())
+    optimizer = chainer.optimizers.Adam(1e-3).setup(model)
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(data.x, data.y), 32)
+    updater = chainer.training.updaters.StandardUpdater(iterator, optimizer)
+    trainer = chainer.training.Trainer(updater, (5, "epoch"), out=f"{run.log_dir}/result")
+
+    @chainer.training.make_extension(trigger=(1, "epoch"), priority=chainer.training.PRIORITY_WRITER)
+    def validate(_trainer: Any) -> None:
+        accuracy, loss = scored(model.predictor, data.xv, data.yv)
+        reporter.report({"validation/main/accuracy": accuracy, "validation/main/loss": loss})
+
+    trainer.extend(validate, name="validation")
+    trainer.extend(extensions.LogReport())
+    run.extend(trainer)
+    trainer.run()
+    run.measure(one_by_one=scored(model.predictor, data.xv, data.yv, batch=1)[0])
+    finished(run, model.predictor, data, *logged(trainer))
 
 
 @case("BN-053/chainer", expects="BN103", framework="chainer")
@@ -205,7 +201,7 @@ def backbone() -> CNN:
     return model
 
 
-@case("BN-121/chainer", expects="BN105", framework="chainer", fast=True)
+@case("BN-121/chainer", expects="BN105", framework="chainer")
 def frozen_but_moving(run: Run) -> None:
     """``disable_update`` freezes parameters, not statistics; https://github.com/keras-team/keras/pull/9965."""
     model, data = Transfer(backbone()), target_task()
@@ -225,7 +221,7 @@ def frozen_by_hand(run: Run) -> None:
     by_hand(run, model, data, epochs=6, optimizer=optimizer)
 
 
-@case("BN-156/chainer", expects="BN106", framework="chainer", fast=True)
+@case("BN-156/chainer", expects="BN106", framework="chainer")
 def monitored_in_training_mode(run: Run) -> None:
     """After each step a look at other data in training mode, for a plot.
 
@@ -259,8 +255,6 @@ def extension_in_training_mode(run: Run) -> None:
 
     https://github.com/carpedm20/DCGAN-tensorflow/issues/289
     """
-    from benchmarks.clinic.chainer_nets import trainer_of
-
     data, raw = digits(channels_first=True), digits(channels_first=True, raw=True)
     model = L.Classifier(CNN())
     trainer = trainer_of(run, model, data, epochs=6)
@@ -272,7 +266,4 @@ def extension_in_training_mode(run: Run) -> None:
 
     trainer.extend(plot, name="plot")
     trainer.run()
-    log = trainer.get_extension("LogReport").log
-    history = {name: [entry[f"main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    history |= {f"val_{name}": [entry[f"validation/main/{name}"] for entry in log] for name in ("accuracy", "loss")}
-    finished(run, model.predictor, data, history)
+    finished(run, model.predictor, data, *logged(trainer))

@@ -56,7 +56,7 @@ class CNN(chainer.Chain):
         """Return what the output sees."""
         for n in range(3):
             x = F.relu(getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(x), finetune=finetune))
-            x = F.max_pooling_2d(x, 2) if n else x
+            x = F.max_pooling_2d(x, 2) if n < 2 else x
         return x
 
     def forward(self, x: Any) -> Any:
@@ -98,11 +98,16 @@ def train(run: Run, model: Any, data: Data, **options: Any) -> None:
     model = model if isinstance(model, L.Classifier) else L.Classifier(model)
     trainer = trainer_of(run, model, data, **options)
     trainer.run()
+    finished(run, model.predictor, data, *logged(trainer))
+
+
+def logged(trainer: training.Trainer) -> tuple[dict[str, list[float]], Any]:
+    """Return the figures of every epoch, and the optimizer."""
     log = trainer.get_extension("LogReport").log
     names = {"main/loss": "loss", "main/accuracy": "accuracy"}
     names |= {f"validation/{name}": f"val_{short}" for name, short in names.items()}
-    finished(run, model.predictor, data, {short: [e[name] for e in log if name in e] for name, short in names.items()},
-             trainer.updater.get_optimizer("main"))  # fmt: skip
+    history = {short: [float(entry[name]) for entry in log if name in entry] for name, short in names.items()}
+    return history, trainer.updater.get_optimizer("main")
 
 
 def finished(run: Run, model: Any, data: Data, history: dict[str, list[float]], optimizer: Any = None) -> None:

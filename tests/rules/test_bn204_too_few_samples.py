@@ -22,9 +22,9 @@ def run(count, *, batch=None, running=None, evaluation=None, examples=1000, size
     return testing.signals(*seen)
 
 
-def effective(samples, *, batch=0.66, running=0.857):
-    """Sixteen images of 64 pixels, whose batch means scatter as those of ``samples`` do."""
-    fed = run(1024, batch=batch, running=running, size=4)
+def effective(samples, *, batch=0.66, running=0.857, images=5):
+    """Images of many pixels, whose batch means scatter as those of ``samples`` do."""
+    fed = run(1024, batch=batch, running=running, size=images)
     fed.tables[-1].column("effective_samples")[:] = samples
     return fed
 
@@ -55,6 +55,7 @@ FIRES = {
     "few training examples, and evaluation in such batches": lambda: run(
         8, batch=0.94, running=0.99, evaluation={"batch": 0.86, "running": 0.99}, examples=125
     ),
+    "below_few images, whatever their pixels seem to be worth": lambda: effective(40.0, images=4),
     "below_few and it costs": lambda: run(4, batch=0.8, running=0.9),
 }
 INFO = {
