@@ -398,7 +398,7 @@ class Signals:
     def shared(self) -> Iterator[tuple[LayerSpec, list[SiteSignals], SharedSites | None]]:
         """Yield layers with two call sites or more on one replica, their sites, and how far apart these are."""
         table = self.table
-        if table is None:
+        if table is None or len({site.layer for site in table.sites}) == len(table.sites):
             return
         apart = {shared.layer: shared for shared in table.shared}
         by_layer: dict[str, list[SiteSignals]] = {}

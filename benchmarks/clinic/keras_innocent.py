@@ -32,7 +32,7 @@ def metric_of_another_kind(run: Run) -> None:
     """The loss falls, and the metric compares other shapes: https://github.com/tensorflow/tensorflow/issues/62460."""
     x, y, xv, yv = digits()
     model = compiled(cnn(), metrics=[keras.metrics.BinaryAccuracy(name="accuracy")])
-    run.fit(model, x, y, validation_data=(xv, yv), epochs=6, batch_size=32)
+    run.fit(model, x, y[:, None], validation_data=(xv, yv[:, None]), epochs=6, batch_size=32)
 
 
 @case("BN-171", expects=None, innocent=True, framework="keras")

@@ -28,7 +28,7 @@ def two_images(run: Run) -> None:
         layers.GlobalAveragePooling2D(), layers.Dense(10),
     ])  # fmt: skip
     classifying(model)
-    run.fit(model, data.x[:800], data.y[:800], validation_data=(data.xv, data.yv), epochs=5, batch_size=2)
+    run.fit(model, data.x[:600], data.y[:600], validation_data=(data.xv[:200], data.yv[:200]), epochs=4, batch_size=2)
 
 
 @case("BN-061", expects="BN204", framework="keras")
@@ -58,7 +58,7 @@ def deep_at_four(run: Run) -> None:
     model.add(layers.Flatten())
     model.add(layers.Dense(10))
     model = classifying(model, 3e-3)
-    run.fit(model, data.x[:800], data.y[:800], validation_data=(data.xv, data.yv), epochs=4, batch_size=4)
+    run.fit(model, data.x[:600], data.y[:600], validation_data=(data.xv, data.yv), epochs=4, batch_size=4)
 
 
 @case("BN-063/keras", expects="BN205", framework="keras", fast=True)

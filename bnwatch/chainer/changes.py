@@ -73,6 +73,7 @@ class Changes:
         self._left: State | None = None
         self._evaluated: State | None = None
         self._settled = True
+        self._sure = False
         self._evaluations = [0]
         self._trained: set[int] = set()
 
@@ -92,7 +93,7 @@ class Changes:
 
     def left(self, step: int) -> None:
         """Read what a training step left."""
-        self._left, self._evaluated = self.read(step), None
+        self._left, self._evaluated, self._sure = self.read(step), None, True
 
     def called(self, *, training: bool) -> None:
         """See a call of a layer, the first after `left`: in the pass of the next step, or in an evaluation."""
@@ -113,6 +114,7 @@ class Changes:
             self._evaluations = [self._evaluations[-1], step]
         # without, what is found now is all that a later look after the same step can be compared with
         self._left, self._evaluated = known or now, None
+        self._sure &= known is not None
         still = self._still(now)
         return Outcome(
             moved=None if known is None else now.moved_since(known),
@@ -126,7 +128,9 @@ class Changes:
         return self._swapped(left, self.read(step)) if left is not None and left.step == step else None
 
     def _swapped(self, left: State, *found: State) -> bool | None:
-        return not all(one.has_parameters_of(left) for one in found) if self._settled else None
+        if not self._settled:
+            return None
+        return not all(one.has_parameters_of(left) for one in found) or (False if self._sure else None)
 
     def _still(self, now: State) -> set[str]:
         began = self._began

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,7 +210,7 @@ class Session:
         self.loss.clear()
         self._seen_examples = 0
         self.watch.evaluated(record)
-        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=self._seconds(self._evaluated))
+        self._experiment(self._seconds(self._evaluated))
         self._evaluated = time.perf_counter()
         if self.watch.experiments:
             self.passes.training.renew()
@@ -223,8 +224,11 @@ class Session:
             self.ranks.leave(self.step, self.lab.running(), wait=complete)
             self._compare()
         if complete:
-            seconds = self._seconds(self._began)
-            self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=True)
+            self._experiment(self._seconds(self._began), final=True)
+
+    def _experiment(self, seconds: float, *, final: bool = False) -> None:
+        swapped = partial(self.changes.swapped, self.step)
+        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped)
 
     @staticmethod
     def _seconds(since: float) -> float:

@@ -43,6 +43,12 @@ class Changes:
         """Note the parameters of the model, which is built, as the watch finds them."""
         self._first, self._first_trained = self._scales(), self._trained()
 
+    def made(self) -> None:
+        """Note the parameters that were made since, as they are now: a head may be built by the first step."""
+        known = {id(variable) for variable, _ in self._first_trained}
+        if any(id(variable) not in known for variable in self._backend.model.trainable_variables):
+            self._first_trained += [pair for pair in self._trained() if id(pair[0]) not in known]
+
     def step(self) -> None:
         """Begin a training step."""
         self._left = None

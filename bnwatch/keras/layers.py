@@ -59,6 +59,11 @@ class Watched:
         mean, var = self.backend.values([self.layer.moving_mean, self.layer.moving_variance])
         return mean, var
 
+    def as_stored(self, statistics: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return running statistics that travelled in float32 in half precision where the layer keeps them so."""
+        dtype = self.layer.moving_mean.dtype
+        return statistics.astype(np.float16) if getattr(dtype, "name", str(dtype)) == "float16" else statistics
+
     def pristine(self) -> bool:
         """Return whether the running statistics are exactly those the layer starts from."""
         if not self.built:

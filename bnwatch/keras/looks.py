@@ -159,7 +159,7 @@ def _entry(inputs: Any) -> float | None:
 
 def learning_rate(backend: Backend) -> float | None:
     """Return the rate of the model's optimizer now; None where it has none, or where a loop has given it away."""
-    optimizer = getattr(backend.model, "optimizer", None)
+    optimizer: Any = getattr(backend.model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     rate = getattr(optimizer, "_learning_rate", None)
     if rate is None:

@@ -153,6 +153,8 @@ class LoopWatch(Verdict):
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()
+        if self._changes is not None:
+            self._changes.made()
         calls = tap.records()
         idle = tap.idle(calls)
         self._normalized.update(call.site.layer for call in calls)

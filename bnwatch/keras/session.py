@@ -277,6 +277,7 @@ class Session:
             return
         self._sampled = steps
         self._open_if_built()
+        self.changes.made()
         if self._attached.training is not None:
             self._attached.training.collect()
         seen = self._training if last else readings.training(self.backend, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bnwatch.keras.layers import normalizing, walk
 from bnwatch.keras.library import is_legacy, library_of
 from bnwatch.keras.swap import undrawn
-from bnwatch.records import CallSite, Place, Structure, Usage
+from bnwatch.records import CallSite, Output, Place, Structure, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +44,7 @@ LINEAR = {
 }
 CHANNELS_LAST = {"Dense", "Embedding", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "MultiHeadAttention"}
 """Layers that have no choice: their channels are the last axis."""
+REARRANGING = {"Flatten", "Reshape", "Permute"}
 SCORES = {"linear", "sigmoid", "softmax"}
 """Activations that make probabilities out of scores, or nothing."""
 
@@ -57,6 +60,8 @@ class Value:
     maker: Call | None = None
     layout: Layout | None = None
     dropout: tuple[str, float] | None = None
+    mask: tuple[str, bool] | None = None
+    """The layer that marks padded positions of it, and whether what comes next is told of them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -324,6 +329,8 @@ def structure(
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=epochs,
+        accumulated=int(getattr(getattr(model, "optimizer", None), "gradient_accumulation_steps", None) or 1),
+        output=output(model, traced, paths),
     )
 
 
@@ -332,6 +339,8 @@ def _place(call: Call, site: CallSite, paths: dict[int, str]) -> Place:
     place = Place(site=site, layout=source.layout)
     if source.dropout is not None:
         place = replace(place, dropout=source.dropout[0], rate=source.dropout[1])
+    if source.mask is not None and not (source.mask[1] and _heeds_mask(call.layer)):
+        place = replace(place, mask=source.mask[0])
     if source.maker is not None:
         maker = source.maker.layer
         place = replace(place, producer=paths.get(id(maker), maker.name), kind=type(maker).__name__)
@@ -362,13 +371,14 @@ def _function(layer: Any) -> str:
 
 
 def _spread(traced: Trace, paths: dict[int, str]) -> None:
-    """Let data layout and dropout pass along the graph."""
+    """Let data layout, dropout and masks pass along the graph."""
     for call in traced.calls:
         kind, of = _kind(call.layer), kinds(call.layer)
         through = kind in MERGING | PASSING | DROPPING or bool(_function(call.layer))
         layouts = {value.layout for value in call.inputs}
         dropouts = [value.dropout for value in call.inputs if value.dropout is not None]
         for value in call.outputs:
+            value.mask = _mask(call, value, kind, paths)
             vectors = value.shape is not None and len(value.shape) == 2  # noqa: PLR2004 - examples and channels
             if vectors or of & CHANNELS_LAST:
                 value.layout = "channels_last"
@@ -380,6 +390,86 @@ def _spread(traced: Trace, paths: dict[int, str]) -> None:
                 value.dropout = paths.get(id(call.layer), call.layer.name), float(call.layer.rate)
             elif (through or kind in LINEAR) and dropouts:
                 value.dropout = max(dropouts, key=lambda dropout: dropout[1])
+
+
+def _mask(call: Call, value: Value, kind: str, paths: dict[int, str]) -> tuple[str, bool] | None:
+    """Return what marks padded positions of an output; None where there are none, or no axis of them any more."""
+    if kind == "Masking" or (kind == "Embedding" and call.layer.mask_zero):
+        return paths.get(id(call.layer), call.layer.name), True
+    masks = [one.mask for one in call.inputs if one.mask is not None]
+    positions = value.shape is not None and len(value.shape) > 2  # noqa: PLR2004 - examples, positions, channels
+    if not masks or not positions or kind in REARRANGING:
+        return None
+    told = bool(getattr(call.layer, "supports_masking", False))
+    return masks[0][0], told and all(known for _, known in masks)
+
+
+def _heeds_mask(layer: Any) -> bool:
+    """Return whether batch normalization leaves out masked positions; the fused kernel of Keras 2 does not."""
+    return "mask" in inspect.signature(layer.call).parameters and not getattr(layer, "fused", False)
+
+
+def output(model: Any, traced: Trace, paths: dict[int, str]) -> Output | None:
+    """Return how a model with one output ends, and what its loss expects; None where that is not known."""
+    if len(traced.outputs) != 1 or traced.outputs[0].maker is None:
+        return None
+    (end,), activation = traced.outputs, None
+    call, units = end.maker, end.shape[-1] if end.shape else None
+    while call is not None:
+        found = _output_activation(call.layer)
+        activation = activation if activation not in {None, "linear"} else found
+        before = call.inputs[0].maker if call.inputs else None
+        if not _shapes_scores(call.layer) or before is None or activation is None:
+            break
+        call = before
+    name, from_logits = loss_of(model)
+    assert call is not None  # noqa: S101 - for the type checker: the last value has a maker
+    return Output(paths.get(id(call.layer), call.layer.name), units, activation, name, from_logits)
+
+
+def _shapes_scores(layer: Any) -> bool:
+    """Return whether a layer makes no scores but passes them on, through an activation at most."""
+    return _kind(layer) in PASSING | DROPPING | REARRANGING | {"Softmax"} or _output_function(layer) is not None
+
+
+def _output_activation(layer: Any) -> str | None:
+    """Return the activation with which a layer ends; None where its code is not Keras's own."""
+    function = _output_function(layer)
+    if function is not None:
+        return function
+    if not _kind(layer) or _kind(layer) in {"Lambda", "TFOpLambda", "SlicingOpLambda"}:
+        return None
+    own = {"ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"}
+    return _kind(layer).lower() if _kind(layer) in own else _activation(layer)
+
+
+def _output_function(layer: Any) -> str | None:
+    """Return the activation that a function in the graph applies; None where it is another, or a layer."""
+    name = str(getattr(layer, "symbol", "")) or (_kind(layer) if ".ops" in type(layer).__module__ else "")
+    name = name.rpartition(".")[2].lower()
+    return name if name in {"softmax", "sigmoid", "tanh", "relu", "log_softmax", "logsoftmax"} else None
+
+
+def loss_of(model: Any) -> tuple[str | None, bool | None]:
+    """Return the name of a model's loss, None for one of the user's own, and whether it takes logits."""
+    loss: Any = getattr(model, "loss", None)
+    if isinstance(loss, dict):
+        loss = list(loss.values())
+    if isinstance(loss, list | tuple):
+        loss = loss[0] if len(loss) == 1 else None
+    if isinstance(loss, str):
+        loss = library_of(model).losses.get(loss)
+    if loss is None:
+        return None, None
+    function = hasattr(loss, "__name__")
+    made_by = (loss if function else type(loss)).__module__
+    if made_by.partition(".")[0] not in KERAS:
+        return None, None
+    name = loss.__name__ if function else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(loss).__name__).lower()
+    from_logits = getattr(loss, "from_logits", getattr(loss, "_fn_kwargs", {}).get("from_logits"))
+    if from_logits is None and "crossentropy" in name:
+        from_logits = False  # what Keras takes it to be where nobody says
+    return name, None if from_logits is None else bool(from_logits)
 
 
 def _scores(traced: Trace) -> set[Call]:

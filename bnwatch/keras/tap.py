@@ -236,7 +236,7 @@ class Tap:
                 continue
             k = index.setdefault((id(watched), stored.replica), 0)
             index[id(watched), stored.replica] += 1
-            mean, var = stored.running or reading.running[id(watched)]
+            mean, var = map(watched.as_stored, stored.running or reading.running[id(watched)])
             updates = None if watched.updates is None else watched.updates + total[id(watched)]
             yield CallRecord(
                 spec=spec,

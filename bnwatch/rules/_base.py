@@ -270,8 +270,12 @@ def passes(signals: Signals) -> int:
     that the graph holds are of one pass. Chainer has no graph but that of the step itself: there, and where none is
     known, two layers must agree.
     """
-    calls = Counter(site.layer for site in signals.table.sites if site.replica == 0) if signals.table else Counter()
-    if len(set(calls.values())) != 1 or any(apart is None or apart.differ(SAME) for *_, apart in signals.shared()):
+    table = signals.table
+    calls = Counter(site.layer for site in table.sites if site.replica == 0) if table is not None else Counter[str]()
+    if len(set(calls.values())) != 1 or 1 in calls.values() or table is None:
+        return 1
+    alike = {shared.layer for shared in table.shared if not shared.differ(SAME)}
+    if alike != calls.keys():
         return 1
     times = max(calls.values())
     structure = signals.structure

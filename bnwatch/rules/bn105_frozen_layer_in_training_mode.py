@@ -39,6 +39,8 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
         yield Skipped("BN105", "no training step was seen")
         return
     still = () if _dead(signals, limits["dead"]) else (signals.evaluations[-1].still if signals.evaluations else ())
+    if not still and all(spec.trainable for spec in signals.specs.values()):
+        return
     sites = {s.spec.path: s for s in signals.sites() if s.site.index == 0 and s.site.replica == 0}
     frozen = [path for path, s in sites.items() if not s.spec.trainable or path in still]
     if not frozen:

@@ -80,12 +80,9 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
         return None
     found = signals.columns("unexplained")
     beyond, told = (found > limits["unexplained"]).sum(axis=0), (found < math.inf).sum(axis=0)
-    still = table.column("flags").astype(int) & Flag.UNMOVED > 0  # which is BN203
-    layers = [
-        site.layer
-        for site, times, of, stays in zip(table.sites, beyond, told, still, strict=True)
-        if times >= limits["samples"] and 2 * times > of and not stays
-    ]
+    moves = table.column("flags").astype(int) & Flag.UNMOVED == 0  # else it is BN203
+    found_at = (beyond >= limits["samples"]) & (2 * beyond > told) & moves
+    layers = [table.sites[number].layer for number in found_at.nonzero()[0].tolist()]
     if not layers:
         return None
     worst = float(found.max(where=found < math.inf, initial=0.0))

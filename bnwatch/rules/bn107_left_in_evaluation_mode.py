@@ -52,9 +52,8 @@ def left_in_evaluation_mode(signals: Signals, limits: Limits) -> Iterator[Findin
     yield Finding(
         subject=stopped[0] if len(stopped) == 1 else "model",
         severity=None if forgotten else Severity.INFO,
-        message=f"since step {since}"
-        + (", where an evaluation ran" if evaluated is not None else "")
-        + f", training runs {named(stopped)} in inference mode",
+        message=("since step " if evaluated is None else "since the evaluation at step ")
+        + f"{since if evaluated is None else evaluated}, training runs {named(stopped)} in inference mode",
         evidence={
             "layers": Quantity(len(stopped), f"of {len(signals.normalized)} that used batch statistics before"),
             "last": Quantity(since, "last sampled step in training mode"),

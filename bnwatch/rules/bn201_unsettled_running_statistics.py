@@ -27,6 +27,7 @@ SHORT = 0.9
     weight=Threshold(_settling.WEIGHT, "convention", "share of the initial values that may be left"),
     shift=Threshold(0.1, "convention", "standard deviations by which the initial values move the normalized output"),
     alpha=Threshold(1e-3, "convention", "false alarms per evaluation, for the accuracy it costs"),
+    loss=Threshold(2.0, "convention", "evaluation loss, in training losses, where no accuracy is known"),
     rest=Threshold(_settling.REST, "convention", "share of the planned training for which they must be settled"),
     patience=Threshold(_settling.PATIENCE, "convention", "evaluations of a training whose length is not known"),
 )
@@ -48,7 +49,8 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     weight, count = left[worst.spec.path], updates[worst.spec.path]
     settled_at = moments.updates_until(worst.spec.decay, limits["weight"])
     passing = _settling.passes(signals, **{name: limits[name] for name in ("weight", "rest", "patience")})
-    costs = _costs_accuracy(signals, limits["alpha"])
+    likely = _costs_loss(signals, limits["loss"])
+    costs = likely is not None or _costs_accuracy(signals, limits["alpha"])
     evaluation = signals.evaluations[-1]
     yield Finding(
         subject="model",
@@ -61,7 +63,10 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
             "layers": Quantity(len(unsettled), f"of {len(sites)} unsettled"),
             **({"evaluation_accuracy": Quantity(evaluation.accuracy)} if evaluation.accuracy is not None else {}),
         },
-        notes=(f"{worst.spec.decay:g}^{count:.0f} = {weight:.3g}; {_outlook(signals, limits)}",),
+        notes=(
+            f"{worst.spec.decay:g}^{count:.0f} = {weight:.3g}; {_outlook(signals, limits)}",
+            *((likely,) if likely is not None else ()),
+        ),
         helps=(
             f"first trust evaluation after update {settled_at}",
             *_shorter(signals, worst.spec.decay, limits["weight"]),
@@ -96,6 +101,18 @@ def _moved_by_initial(site: SiteSignals) -> float:
     """
     scale = abs(site.std_ratio - 1.0)
     return max(scale, site.mean_shift)
+
+
+def _costs_loss(signals: Signals, limit: float) -> str | None:
+    """Return what the losses of this evaluation say where no accuracy is known; None where they say nothing."""
+    last = signals.evaluations[-1]
+    held, trained = last.loss, last.train_loss
+    if last.accuracy is not None or held is None or trained is None or not held > limit * trained > 0.0:
+        return None
+    return (
+        f"likely that is why the evaluation loss is {held:.3g} and the training loss {trained:.3g}; what decides: the "
+        "evaluation loss with statistics re-estimated on training data"
+    )
 
 
 def _costs_accuracy(signals: Signals, alpha: float) -> bool:

@@ -10,8 +10,9 @@ from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, within_epochs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from bnwatch.evidence import Cell, Cells, Statistics
     from bnwatch.signals import Signals, SiteSignals
 
 RECENT = 4
@@ -29,9 +30,7 @@ TWO = 2
     "too-few-samples",
     severity=Severity.WARNING,
     samples=Threshold(12.0, "derived", "effective samples that leave an error of .41 in the variance, sqrt(2/m)"),
-    few=Threshold(
-        5.0, "derived", "elements per channel: fewer leave an error of .7 in the variance, whatever they are"
-    ),
+    few=Threshold(5.0, "derived", "elements, or examples: fewer independent ones leave an error of .7 in the variance"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
 )
@@ -50,13 +49,23 @@ def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         if elements < limits["few"]:
             yield _finding(signals, fewest, elements, elements, certain=elements <= TWO)
         return
-    gained, p = row["running"].gain_over(row["batch"])
+    gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and not _dropout(signals)
-    if noisy and p < limits["alpha"] and samples < limits["samples"]:
+    if noisy and p < limits["alpha"] and (samples < limits["samples"] or _examples(signals) < limits["few"]):
         yield _finding(signals, site, samples, dict(_by_layer(counted))[site.spec.path], certain=True)
     elif elements < limits["few"]:
         # that two elements leave but their order is exact: a test on the few examples that were kept adds nothing
         yield _finding(signals, fewest, elements, elements, certain=noisy and elements <= TWO)
+
+
+def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, float]:
+    """Return what running statistics gain on training examples, and the p-value, of the evaluation's examples as well.
+
+    Small batches leave few training examples to measure: 60 of two are too few to rule out chance.
+    """
+    gained, p = row["running"].gain_over(row["batch"])
+    both = cells.gain("running", "batch") if cells is not None else None
+    return gained, p if both is None else min(p, both[1])
 
 
 def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, float]]:
@@ -74,16 +83,20 @@ def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
             yield site, max(float(table.column("count")[number]) for table in tables)
 
 
+def _examples(signals: Signals) -> float:
+    """Return the examples of a batch, infinity where they are not known."""
+    if signals.composition is not None:
+        return float(signals.composition.median)
+    known = signals.structure.batch_size if signals.structure is not None else None
+    return float(known) if known else math.inf
+
+
 def _effective(signals: Signals, site: SiteSignals, elements: float) -> float:
     """Return the effective samples: between the examples, which are independent, and the elements, which may not be."""
-    structure, examples = signals.structure, 1.0
+    structure, examples = signals.structure, _examples(signals)
     places = [place for layer, place in structure.places() if layer.path == site.spec.path] if structure else []
-    if signals.composition is not None:
-        examples = float(signals.composition.median)
-    elif structure is not None and structure.batch_size:
-        examples = float(structure.batch_size)
-    elif places and places[0].elements:
-        examples = elements / places[0].elements
+    if math.isinf(examples):
+        examples = elements / places[0].elements if places and places[0].elements else 1.0
     measured = elements if math.isnan(site.effective_samples) else site.effective_samples
     return min(max(measured, examples), elements)
 
@@ -97,12 +110,13 @@ def _finding(signals: Signals, site: SiteSignals, samples: float, elements: floa
     row = signals.cells.training if signals.cells is not None else {}
     measured = ""
     if row and certain:
-        gained, p = row["running"].gain_over(row["batch"])
+        gained, p = _gain(signals.cells, row)
         measured = (
             f", which costs {100 * gained:.1f} points: {row['batch'].accuracy:.1%} with batch statistics, "
             f"{row['running'].accuracy:.1%} with running ones"
         )
-    about = "" if samples > ALIKE * elements else f", worth about {samples:.0f}"
+    few = f", of {_examples(signals):.0f} examples" if _examples(signals) < min(elements, samples) else ""
+    about = few if samples > ALIKE * elements else f"{few}, worth about {samples:.0f}"
     kept = 1.0 / moments.bessel_factor(elements)
     biased = not site.spec.bessel_corrected and elements < 12.0  # noqa: PLR2004 - a bias of less is lost in the noise
     return Finding(

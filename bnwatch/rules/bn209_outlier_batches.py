@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _settling
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, harmless, refresh, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, harmless, refresh, rule, within_epochs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,8 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
     """
     last = signals.table
     tables = [t for t in list(signals.tables)[-RECENT:] if last is not None and t.sites == last.sites]
-    if last is None or len(tables) < limits["samples"]:
+    within = (within_epochs(signals) or tables)[-RECENT:]
+    if last is None or len(within) < limits["samples"]:
         return
     left = {s.spec.path: s.initial_weight for s in signals.sites()}
     batch, taken = ([table.column(name).tolist() for table in tables] for name in ("batch_std", "recovered_std"))
@@ -104,7 +105,8 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
     for number, site in enumerate(last.sites):
         settled = left[site.layer] <= _settling.WEIGHT or math.isnan(left[site.layer])
         own = [row[number] for row in batch]
-        usual = median(own)
+        # the ends of epochs may be all that is sampled, and hold the same batch each time
+        usual = median(float(table.column("batch_std")[number]) for table in within)
         if calls.count(site.layer) > 1 or not settled or not usual > 0.0 or not all(map(math.isfinite, own)):
             continue
         known = [*own, *(row[number] for row in taken[1:] if math.isfinite(row[number]))]

@@ -36,6 +36,8 @@ def statistics_not_restored(signals: Signals, limits: Limits) -> Iterator[Findin
     if signals.attachment is None:
         yield Skipped("BN211", "what the layers held when the watch began is not known")
         return
+    if not signals.attachment.unrestored:
+        return
     moved = {path for evaluation in signals.evaluations for path in evaluation.moved}
     mended = {s.spec.path for s in signals.sites() if _left(s.initial_weight) <= limits["weight"]}
     lost = [path for path in signals.attachment.unrestored if path not in moved | mended]

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
+from bnwatch.rules import _settling
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, harmless, refresh, restores, rule
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ SMOOTH = 0.5
 )
 def erratic_evaluation(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Evaluation accuracy jumps far beyond its sampling error, and training accuracy does not."""
-    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples][-RECENT:]
+    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples and _settled(signals, e)][-RECENT:]
     if len(known) < limits["evaluations"]:
         return
     falls = [fall for one, two in itertools.pairwise(known) if (fall := _fall(one, two, limits)) is not None]
@@ -91,6 +92,11 @@ def erratic_evaluation(signals: Signals, limits: Limits) -> Iterator[Finding | S
             "evaluate on more examples, or judge by the mean of several evaluations",
         ),
     )
+
+
+def _settled(signals: Signals, evaluation: EvaluationRecord) -> bool:
+    """Return whether an evaluation is judged: while initial values are still in the statistics, BN201 is."""
+    return _settling.initial_weight(signals, evaluation.step) <= _settling.WEIGHT
 
 
 def _percent(accuracy: float | None) -> float | str:

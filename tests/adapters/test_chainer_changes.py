@@ -257,6 +257,22 @@ def test_two_evaluations_after_one_step(record: models.Record) -> None:
     assert [e.swapped for e in record.evaluations] == [None, True]
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_weights_that_are_swapped_when_a_trainer_ends(tmp_path: Any, swap: bool) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path, evaluate=False)
+    average = Average(model_of(trainer))
+
+    @training.make_extension(trigger=(3, "epoch"), priority=50)
+    def last(_: Any) -> None:
+        if swap:
+            average.swap()
+
+    trainer.extend(last, name="last")
+    watch = watched(trainer)
+    assert watch.watch.signals.cells is not None
+    assert watch.watch.signals.cells.swapped is swap
+
+
 def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
     for size in (1, 255, 256, 257, 1000, 100_000):
         entries = sample_of(np.arange(size).reshape(-1, 1), ENTRIES)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bnwatch.keras.backends import backend_of
+from bnwatch.keras.changes import Changes
 from bnwatch.keras.loop import LoopWatch
+from bnwatch.keras.tap import Tap
 from tests.adapters.keras_loops import steps
 from tests.adapters.keras_models import CLASSES, FakeWatch, data, faked, hooks, make, quiet_watch, state
 from tests.adapters.library import LEGACY, keras, layers, modes
@@ -135,6 +138,29 @@ def test_scale_and_offset_that_stay_while_others_move():
     fit(make(frozen_scale), callback)
     assert seen.faults == []
     assert [r.still for r in seen.evaluations] == [("one",)] * 2
+
+
+def test_a_head_that_the_first_step_builds_is_what_moves():
+    class Transfer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            inputs = keras.Input((5,))
+            self.base = keras.Model(inputs, layers.BatchNormalization(name="one")(inputs))
+            self.scores = layers.Dense(CLASSES)
+
+        def call(self, x, training=None):
+            return self.scores(self.base(x, training=training))
+
+    model = make(Transfer)
+    tap = Tap(backend_of(model), FakeWatch().guard)
+    changes = Changes(tap)
+    changes.begin()
+    assert not model.scores.built
+    model(X)
+    changes.made()
+    model.scores.set_weights([1.0 + w for w in model.scores.get_weights()])
+    one = tap.layers[0].path
+    assert changes.still({one}) == (one,)
 
 
 def test_nothing_is_still_where_nothing_is_trained():

@@ -59,7 +59,7 @@ test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS
 def test_it_names_the_step_the_evaluation_and_what_is_frozen_in():
     ((finding,), _) = cases.look(RULE, switched(after="IIII"))
     assert finding.subject == "bn"
-    assert finding.message == "since step 8, where an evaluation ran, training runs `bn` in inference mode"
+    assert finding.message == "since the evaluation at step 8, training runs `bn` in inference mode"
     assert finding.evidence["steps"].value == 4
     assert finding.evidence["initial_weight"].value == pytest.approx(0.99**8)
     ((finding,), _) = cases.look(RULE, switched(specs=TWO, evaluation=False))
@@ -70,3 +70,16 @@ def test_it_names_the_step_the_evaluation_and_what_is_frozen_in():
 def test_the_helps_are_those_of_the_framework(framework, said):
     ((finding,), _) = cases.look(RULE, switched(by=framework))
     assert said in finding.helps[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "said"),
+    [(15, "step 16"), (16, "the evaluation at step 16"), (23, "the evaluation at step 23"), (24, "step 16")],
+)
+def test_an_evaluation_counts_that_ran_between_the_last_sample_and_the_first_in_inference_mode(evaluated, said):
+    bn = testing.layer()
+    active = [testing.snapshot(n, testing.call(bn, mean=n), idle=()) for n in (4, 8, 12, 16)]
+    idle = [testing.snapshot(n, idle=("bn",)) for n in (24, 32)]
+    seen = sorted([*active, *idle, EvaluationRecord(evaluated, 0, 0.5)], key=lambda item: item.step)
+    ((finding,), _) = cases.look(RULE, testing.signals(*seen))
+    assert finding.message == f"since {said}, training runs `bn` in inference mode"

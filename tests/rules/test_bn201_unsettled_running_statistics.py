@@ -35,6 +35,10 @@ def learning(**fields):
     )
 
 
+# 299 steps of 398 leave less than a quarter of the training, 299 of 399 leave more.
+SHORT, LONG = 398, 399
+
+
 def begun(*, steps=100, planned=None, evaluations=1, ended=False, updates=None):
     """A training at decay .99, settled at step 299, whose evaluations suffer."""
     spec = testing.layer(decay=0.99, epsilon=0.0)
@@ -50,8 +54,13 @@ def begun(*, steps=100, planned=None, evaluations=1, ended=False, updates=None):
     return signals
 
 
-# 299 steps of 398 leave less than a quarter of the training, 299 of 399 leave more.
-SHORT, LONG = 398, 399
+def regressed(loss, train_loss=1.0, *, accuracy=None, planned=SHORT):
+    """The same training, of which no accuracy is known."""
+    signals = begun(planned=planned)
+    signals.evaluations[-1] = EvaluationRecord(100, 0, accuracy, loss, train_loss=train_loss)
+    return signals
+
+
 FIRES = {
     "early in a training": lambda: learning(steps=100),
     # .9^28 = .0523 and .9^29 = .0471
@@ -62,6 +71,7 @@ FIRES = {
     "below_alpha in the cells": lambda: settling(
         accuracy=0.8, extra=[testing.cells(2, evaluation={"batch": 0.8, "running": 0.78}, examples=500)]
     ),
+    "above_loss": lambda: regressed(2.01),
     "below_rest": lambda: begun(planned=SHORT),
     "above_patience": lambda: begun(evaluations=10),
     "the training ends so": lambda: begun(planned=LONG, ended=True),
@@ -71,6 +81,12 @@ FIRES = {
     ),
 }
 INFO = {
+    "below_loss": lambda: regressed(1.99),
+    "a loss that is worse while there is time": lambda: regressed(9.0, planned=LONG),
+    "accuracy speaks before the loss": lambda: regressed(9.0, accuracy=0.5),
+    "losses below zero, as of densities": lambda: regressed(9.0, -3.0),
+    "a training loss that is not known": lambda: regressed(9.0, None),
+    "a loss that is no number": lambda: regressed(float("nan")),
     "above_rest": lambda: begun(planned=LONG),
     "below_patience": lambda: begun(evaluations=9),
     "the plan is that of a training before": lambda: begun(planned=50),
@@ -161,3 +177,8 @@ def test_cells_of_an_earlier_evaluation_do_not_count():
 def test_it_says_whether_and_when_it_clears(fields, outlook):
     ((finding,), _) = cases.look(RULE, begun(**fields))
     assert finding.notes == (f"0.99^100 = 0.366; {outlook}",)
+
+
+def test_a_loss_makes_it_likely_and_names_the_experiment():
+    ((finding,), _) = cases.look(RULE, regressed(9.0))
+    assert "likely that is why the evaluation loss is 9 and the training loss 1; what decides: " in finding.notes[1]

@@ -7,7 +7,7 @@ from tests.rules import cases
 RULE = "BN204"
 
 
-def run(count, *, batch=None, running=None, examples=1000, size=None, steps=8, evaluated=True, **more):
+def run(count, *, batch=None, running=None, evaluation=None, examples=1000, size=None, steps=8, evaluated=True, **more):
     """A layer of one channel group on batches of ``count`` elements, and the cells of training data."""
     spec = testing.layer(channels=16, bessel_corrected=more.pop("bessel_corrected", False))
     places = (testing.usage("bn", testing.place("bn", elements=1, **more)),)
@@ -17,13 +17,14 @@ def run(count, *, batch=None, running=None, examples=1000, size=None, steps=8, e
         *([EvaluationRecord(steps, 0, 0.9, examples=1000)] if evaluated else []),
     ]
     if batch is not None:
-        seen.append(testing.cells(steps, training={"batch": batch, "running": running}, examples=examples))
+        training = {"batch": batch, "running": running}
+        seen.append(testing.cells(steps, training=training, evaluation=evaluation, examples=examples))
     return testing.signals(*seen)
 
 
-def effective(samples, *, batch=0.66, running=0.857):
-    """Sixteen images of 64 pixels, whose batch means scatter as those of ``samples`` do."""
-    fed = run(1024, batch=batch, running=running, size=4)
+def effective(samples, *, batch=0.66, running=0.857, images=5):
+    """Images of many pixels, whose batch means scatter as those of ``samples`` do."""
+    fed = run(1024, batch=batch, running=running, size=images)
     fed.tables[-1].column("effective_samples")[:] = samples
     return fed
 
@@ -52,6 +53,10 @@ FIRES = {
     "below_samples": lambda: effective(11.9),
     "above_cost": lambda: run(8, batch=0.8, running=0.8101, examples=10_000),
     "below_alpha": lambda: run(8, batch=0.8, running=0.82, examples=500),
+    "few training examples, and evaluation in such batches": lambda: run(
+        8, batch=0.94, running=0.99, evaluation={"batch": 0.86, "running": 0.99}, examples=125
+    ),
+    "below_few images, whatever their pixels seem to be worth": lambda: effective(40.0, images=4),
     "below_few and it costs": lambda: run(4, batch=0.8, running=0.9),
 }
 INFO = {
@@ -64,6 +69,9 @@ QUIET = {
     "above_few": lambda: run(5, evaluated=False),
     "above_samples": lambda: effective(12.1),
     "below_cost": lambda: run(8, batch=0.8, running=0.8099, examples=10_000),
+    "few training examples, and evaluation in large batches": lambda: run(
+        8, batch=0.94, running=0.99, evaluation={"batch": 0.99, "running": 0.99}, examples=125
+    ),
     "above_alpha": lambda: run(8, batch=0.8, running=0.818, examples=500),
     "batches of 16, a healthy CNN": lambda: run(16 * 64, batch=0.99, running=0.997, size=16),
     "dropout in front: running statistics do better, too": lambda: run(8, batch=0.799, running=0.951, dropout="drop"),

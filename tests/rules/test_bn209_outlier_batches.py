@@ -40,6 +40,19 @@ def steady(wide, tail, row=LOST, samples=16, examples=1000):
     return fed
 
 
+def same_order():
+    """Every epoch of 8 batches ends with the batch of the outlier, and most samples are those of ends of epochs."""
+    spec, fed = testing.layer(channels=4, decay=0.9), testing.signals()
+    for step in [*range(1, 9), *range(16, 400, 8)]:
+        end = step % 8 == 0
+        var, held = (1e4, 900.0) if end else (1.0, 500.0)
+        fed.observe(testing.snapshot(step, testing.call(spec, mean=step, var=var, running_var=held, updates=step)))
+        if end:
+            fed.evaluate(EvaluationRecord(step, 0, 0.5))
+    fed.cells = testing.cells(392, training=LOST)
+    return fed
+
+
 def row(batch, running):
     return {"batch": batch, "running": running}
 
@@ -47,6 +60,7 @@ def row(batch, running):
 FIRES = {
     "one row a thousand times as wide": lambda: poisoned(1000.0, row=LOST),
     "in a batch that was not sampled": lambda: poisoned(1000.0, at=(41,), row=LOST),
+    "in the same order in every epoch": same_order,
     "a regression": lambda: poisoned(1000.0),
     "above_wide": lambda: steady(2.01, 20.0),
     "above_tail": lambda: steady(3.0, 10.1),

@@ -25,6 +25,14 @@ def cells(batch, running, measured=10_000):
     return run(*JUMPS, row={"batch": batch, "running": running, "population": batch}, measured=measured)
 
 
+def settling(decay):
+    """The same jumps, in the first steps of a training."""
+    signals = run(*JUMPS)
+    signals.observe(testing.snapshot(1, testing.call(testing.layer(decay=decay), updates=1)))
+    signals.observe(testing.snapshot(4, testing.call(testing.layer(decay=decay), running_mean=0.1, updates=4)))
+    return signals
+
+
 FIRES = {
     "jumps, unmeasured": lambda: run(*JUMPS),
     "jumps, and running statistics cost accuracy": lambda: run(*JUMPS, row=LOST),
@@ -50,6 +58,7 @@ QUIET = {
     "a few points up and down": lambda: run(0.96, 0.99, 0.95, 0.98, 0.96),
     "training accuracy is not known": lambda: run(*JUMPS, training=[None] * 5),
     "how many examples is not known": lambda: run(*JUMPS, examples=0),
+    "initial values that are still to go": lambda: settling(0.99),
     "long ago": lambda: run(0.8, 0.4, 0.8, 0.4, *([0.9] * 9)),
 }
 

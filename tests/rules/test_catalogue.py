@@ -65,7 +65,7 @@ def test_causes_have_a_place_in_the_order(rule):
 
 def test_the_order_of_decision_has_each_rule_once():
     assert len(set(ORDER)) == len(ORDER)
-    assert {rule.id for rule in CATALOGUE} <= set(ORDER)
+    assert {rule.id for rule in CATALOGUE} == set(ORDER)
     assert rank("BN801") == len(ORDER)
 
 
