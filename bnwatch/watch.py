@@ -425,7 +425,8 @@ class Watch:
             return
         self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
-        if final and self._cells_at == step and swapped():
+        cells = self.signals.cells
+        if final and self._cells_at == step and (cells is None or not cells.swapped) and swapped():
             # what was measured at the last evaluation is of other weights
             self._cells_at, self._attributed_at, self.signals.attribution = -1, -1, None
         if (turn or final) and self.signals.specs and self._cells_at != step:
