@@ -97,14 +97,7 @@ class MeanOnly(L.BatchNormalization):
 @case("BN-037/chainer", expects="BN203", framework="chainer")
 def only_the_mean(run: Run) -> None:
     """A link of one's own updates the mean only; https://github.com/keras-team/keras-core/issues/338."""
-
-    class Net(CNN):
-        def __init__(self) -> None:
-            super().__init__()
-            with self.init_scope():
-                self.bn0, self.bn1, self.bn2 = MeanOnly(16), MeanOnly(32), MeanOnly(32)
-
-    train(run, Net(), digits(raw=True, channels_first=True), epochs=5)
+    train(run, CNN(link=MeanOnly), digits(raw=True, channels_first=True), epochs=5)
 
 
 @case("BN-140/chainer", expects="BN210", framework="chainer")
@@ -246,18 +239,14 @@ def lazily_made_statistics(run: Run) -> None:
     https://github.com/chainer/chainer/issues/8441
     """
 
-    class Lazy(CNN):
-        def __init__(self) -> None:
-            super().__init__()
-            with self.init_scope():
-                for n in range(3):
-                    setattr(self, f"bn{n}", L.BatchNormalization(axis=(0, 2, 3)))
+    def lazy() -> CNN:
+        return CNN(link=lambda _: L.BatchNormalization(axis=(0, 2, 3)))
 
     data = digits(raw=True, channels_first=True)
     path = f"{run.log_dir}/parameters.npz"
-    source = learned(Lazy(), data, 5)
+    source = learned(lazy(), data, 5)
     serializers.save_npz(path, source)
-    model = Lazy()
+    model = lazy()
     with np.load(path) as saved:  # what Chainer 7.0 loaded: it skipped what the link did not have yet
         parameters = serializers.NpzDeserializer({k: v for k, v in saved.items() if "avg_" not in k}, strict=False)
         parameters.load(model)
