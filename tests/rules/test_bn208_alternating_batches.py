@@ -25,7 +25,7 @@ FIRES = {
     "real and fake in turn": run,
     "one batch in four is fake": lambda: run(at(smaller=0.25)),
     "no better than guessing on batches of one class": lambda: run(row=dict.fromkeys(GAN, 0.12)),
-    "above_pure, no better than guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.91, 0.6)),
+    "above_pure and guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.91, 0.6)),
     "above_dispersion": lambda: run(at(dispersion=2.01, clusters=0.5)),
     "above_cost": lambda: cost(0.9, 0.8899),
     "below_alpha of the cost": lambda: cost(0.9, 0.88, 500),
@@ -33,7 +33,7 @@ FIRES = {
 }
 INFO = {
     "a mild difference that costs nothing": lambda: run(row=FINE),
-    "below_pure, no better than guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.89, 0.55)),
+    "below_pure and guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.89, 0.55)),
     "below_cost": lambda: cost(0.9, 0.8901),
     "above_alpha of the cost": lambda: cost(0.9, 0.882, 500),
 }
