@@ -7,7 +7,7 @@ other statistics. Nothing is updated, dropout is off, and everything is restored
 from __future__ import annotations
 
 from bnwatch.evidence.attribution import Attribution, Difference, SiteCost, attribute
-from bnwatch.evidence.cells import Cell, Cells, crosscheck
+from bnwatch.evidence.cells import Cell, Cells, Rows, crosscheck
 from bnwatch.evidence.composition import Composition, SiteComposition, composition
 from bnwatch.evidence.entering import Entering, SiteShift, entering
 from bnwatch.evidence.laboratory import (
@@ -73,6 +73,7 @@ __all__ = [
     "Parameter",
     "Progress",
     "Recalibration",
+    "Rows",
     "Seen",
     "SiteComposition",
     "SiteCost",

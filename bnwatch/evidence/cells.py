@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from bnwatch import moments
 from bnwatch.evidence.laboratory import SPLITS, Budget, ExperimentNotPossibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -63,13 +63,56 @@ class Cell:
 
     def gain_over(self, other: Cell) -> tuple[float, float]:
         """Return accuracy gained over another cell on the same examples, and the paired one-sided p-value (McNemar)."""
-        mine, theirs = self.correct, other.correct
-        p = moments.mcnemar(int((mine & ~theirs).sum()), int((theirs & ~mine).sum()))
-        return self.accuracy - other.accuracy, p
+        return self.accuracy - other.accuracy, moments.mcnemar(self.wins_over(other), other.wins_over(self))
+
+    def wins_over(self, other: Cell) -> int:
+        """Return how many examples are right here and wrong there."""
+        return int((self.correct & ~other.correct).sum())
+
+
+class Measured(Protocol):
+    """A cell, of an experiment or of a record."""
+
+    @property
+    def examples(self) -> int:
+        """Return how many examples were measured."""
+
+    def wins_over(self, other: Any, /) -> int:
+        """Return how many examples are right here and wrong there."""
+
+
+C = TypeVar("C", bound=Measured)
+
+
+class Rows(Generic[C]):
+    """The rows of cells."""
+
+    __slots__ = ()
+    training: Mapping[Statistics, C]
+    evaluation: Mapping[Statistics, C]
+
+    def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, C]]]:
+        """Yield the rows that were measured."""
+        if self.training:
+            yield "training", self.training
+        if self.evaluation:
+            yield "evaluation", self.evaluation
+
+    def gain(self, one: Statistics, other: Statistics) -> tuple[float, float] | None:
+        """Return accuracy that one kind of statistics gains over another on the examples of all rows, and its p-value.
+
+        The p-value is paired and one-sided (McNemar, 1947). None where a row that was measured lacks one of them.
+        """
+        rows = [row for _, row in self.rows()]
+        if not rows or any(one not in row or other not in row for row in rows):
+            return None
+        won = sum(row[one].wins_over(row[other]) for row in rows)
+        lost = sum(row[other].wins_over(row[one]) for row in rows)
+        return (won - lost) / sum(row[one].examples for row in rows), moments.mcnemar(won, lost)
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(Rows[Cell]):
     """The table {training data, evaluation data} x {batch, running, population statistics}.
 
     ``population`` statistics are re-estimated on training data for both rows. The training row has a fourth cell where
@@ -103,26 +146,6 @@ class Cells:
         with np.errstate(divide="ignore"):
             by_chance = len(known) * np.log1p(-shares) > np.log(ABSENT / len(shares))
         return float(shares[absent & ~by_chance].sum())
-
-    def gain(self, one: Statistics, other: Statistics) -> tuple[float, float] | None:
-        """Return accuracy that one kind of statistics gains over another on the examples of all rows, and its p-value.
-
-        The p-value is paired and one-sided (McNemar, 1947). None where a row that was measured lacks one of them.
-        """
-        pairs = [(row.get(one), row.get(other)) for _, row in self.rows()]
-        cells = [(mine.correct, theirs.correct) for mine, theirs in pairs if mine is not None and theirs is not None]
-        if not cells or len(cells) < len(pairs):
-            return None
-        right, as_right = (np.concatenate(column) for column in zip(*cells, strict=True))
-        p = moments.mcnemar(int((right & ~as_right).sum()), int((as_right & ~right).sum()))
-        return float(right.mean() - as_right.mean()), p
-
-    def rows(self) -> Iterator[tuple[Split, dict[Statistics, Cell]]]:
-        """Yield the rows that were measured."""
-        if self.training:
-            yield "training", self.training
-        if self.evaluation:
-            yield "evaluation", self.evaluation
 
 
 def crosscheck(

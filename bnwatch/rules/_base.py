@@ -41,6 +41,9 @@ ENOUGH = 250
 GAP_ALPHA = 1e-3
 """p-value below which an evaluation that is worse than the training is not put down to its sampling."""
 
+RESTLESS = 0.1
+"""Relative change of a layer's parameters in one step; healthy trainings show .001 to .02."""
+
 NAMED = 3
 """Layers that a message names; the others are counted."""
 
@@ -255,6 +258,12 @@ def restored_cost(signals: Signals, cost: float, alpha: float) -> str | None:
                 f"running statistics and {row['population'].accuracy:.1%} with re-estimated ones"
             )
     return None
+
+
+def restless(signals: Signals) -> bool:
+    """Return whether steps are so large that statistics of a few batches ago are those of another network."""
+    layers = signals.looks[-1].layers if signals.looks else ()
+    return any(layer.update is not None and layer.update > RESTLESS for layer in layers)
 
 
 def current_cells(signals: Signals) -> Cells | None:

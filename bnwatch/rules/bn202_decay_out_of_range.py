@@ -19,6 +19,7 @@ from bnwatch.rules._base import (
     measured,
     named,
     refresh,
+    restless,
     restores,
     rule,
 )
@@ -73,7 +74,7 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     Then they are of one population, and of other batches than they should be.
     """
     cells = signals.cells
-    if cells is None or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
+    if cells is None or restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         return None
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)

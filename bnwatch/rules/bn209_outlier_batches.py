@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _settling
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, harmless, refresh, rule, within_epochs
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    costs,
+    harmless,
+    refresh,
+    restless,
+    rule,
+    within_epochs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +51,7 @@ class _Wide(NamedTuple):
 )
 def outlier_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """A few examples dominate the running variance, so that evaluation normalizes all others to next to nothing."""
-    found = list(_wide(signals, limits))
+    found = [] if restless(signals) else list(_wide(signals, limits))
     if not found:
         return
     worst = max(found, key=lambda one: one.wide)

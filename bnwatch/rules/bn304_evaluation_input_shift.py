@@ -9,12 +9,12 @@ from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, restores, rule, unexplained_gap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Entering, SiteShift, Statistics
     from bnwatch.signals import Signals
 
-    Row = dict[Statistics, Cell]
+    Row = Mapping[Statistics, Cell]
 
 LONGEST = 6
 """Rows of the table: what lies farther behind the first difference follows from it."""

@@ -51,11 +51,23 @@ INFO = {
     "calls that are hidden count as one": planned(0.99, steps=200, sites=0),
     "two kinds at once": planned(0.1, 0.9, 0.9999),
 }
+
+
+def restless(build):
+    def built():
+        fed = build()
+        fed.looks.append(testing.look(1, testing.layer_look("dense", update=0.2)))
+        return fed
+
+    return built
+
+
 QUIET = {
     "above_memory": planned(0.5),
     "below_weight": planned(0.99, steps=299),
     "below_part": settled(0.99, 1991),
     "a mixture in a short training": settled(0.99, 660, running=0.5, population=0.6),
+    "steps that make another network each time": restless(settled(0.99, 660)),
     "harmless": settled(0.99, 660, running=0.98),
     "not seen to be restored": settled(0.99, 660, population=0.94),
     "several epochs": planned(0.99, steps=30, epochs=10),

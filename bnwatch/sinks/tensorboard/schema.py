@@ -33,6 +33,7 @@ from bnwatch.evidence import (
     Entering,
     LayerLook,
     Look,
+    Rows,
     SiteComposition,
     SiteCost,
     SiteShift,
@@ -44,7 +45,7 @@ from bnwatch.render import SCHEMA, diagnosis_json, json_number
 from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from bnwatch.evidence import Cells
 
@@ -88,6 +89,7 @@ class RecordedCell:
         largest_share: share of the most predicted class.
         majority: share of the most frequent label.
         gains: accuracy gained over the other cells of the row, and the paired one-sided p-value.
+        wins: examples that are right here and wrong in the other cells of the row.
     """
 
     statistics: Statistics
@@ -96,6 +98,7 @@ class RecordedCell:
     largest_share: float
     majority: float
     gains: Mapping[Statistics, tuple[float, float]] = field(default_factory=dict)
+    wins: Mapping[Statistics, int] = field(default_factory=dict)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -106,9 +109,13 @@ class RecordedCell:
         """Return accuracy gained over another cell of the row, and the paired one-sided p-value (McNemar)."""
         return self.gains[other.statistics]
 
+    def wins_over(self, other: RecordedCell) -> int:
+        """Return how many examples are right here and wrong there."""
+        return self.wins[other.statistics]
+
 
 @dataclass(frozen=True, slots=True)
-class RecordedCells:
+class RecordedCells(Rows[RecordedCell]):
     """The table of an experiment as the record keeps it: see `bnwatch.evidence.Cells`."""
 
     step: int
@@ -120,13 +127,6 @@ class RecordedCells:
     unseen: float | None = None
     seconds: float = 0.0
     swapped: bool | None = None
-
-    def rows(self) -> Iterator[tuple[Split, Mapping[Statistics, RecordedCell]]]:
-        """Yield the rows that were measured."""
-        if self.training:
-            yield "training", self.training
-        if self.evaluation:
-            yield "evaluation", self.evaluation
 
 
 def digest(text: str) -> str:
@@ -193,6 +193,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
                         for other in row
                         if other != statistics
                     },
+                    "wins": {other: cell.wins_over(row[other]) for other in row if other != statistics},
                 }
                 for statistics, cell in row.items()
             }
@@ -574,7 +575,7 @@ def _parse_row(data: object) -> dict[Statistics, RecordedCell]:
         if not row.has(statistics):
             continue
         cell = row.fields(statistics)
-        gains = cell.pairs("gains")
+        gains, wins = cell.pairs("gains"), cell.fields("wins")
         cells[statistics] = RecordedCell(
             statistics=statistics,
             accuracy=cell.share("accuracy"),
@@ -582,6 +583,7 @@ def _parse_row(data: object) -> dict[Statistics, RecordedCell]:
             largest_share=cell.share("largest_share"),
             majority=cell.share("majority"),
             gains={other: _pair(gains[other], "gains of cell") for other in known if other in gains},
+            wins={other: wins.integer(other) for other in known if wins.has(other)},
         )
     return cells
 
