@@ -63,7 +63,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN106": ("BN103", "BN105"),
     "BN213": ("BN205",),
     "BN204": ("BN205", "BN213"),
-    "BN206": ("BN205",),
+    "BN206": ("BN103", "BN211", "BN210", "BN205"),
     "BN101": (*NUMERICS, "BN205"),
     "BN208": (*NUMERICS, "BN205", "BN206", "BN101"),
     "BN207": (*NUMERICS, "BN205", "BN206", "BN101", "BN208"),
