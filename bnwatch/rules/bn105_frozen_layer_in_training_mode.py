@@ -38,7 +38,8 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
     if signals.table is None:
         yield Skipped("BN105", "no training step was seen")
         return
-    still = () if _dead(signals, limits["dead"]) else (signals.evaluations[-1].still if signals.evaluations else ())
+    blocked = _dead(signals, limits["dead"]) or _single(signals)
+    still = () if blocked or not signals.evaluations else signals.evaluations[-1].still
     if not still and all(spec.trainable for spec in signals.specs.values()):
         return
     sites = {s.spec.path: s for s in signals.sites() if s.site.index == 0 and s.site.replica == 0}
@@ -78,3 +79,15 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
 def _dead(signals: Signals, limit: float) -> bool:
     """Return whether parameters stand still because no gradient reaches them."""
     return bool(signals.looks) and any(layer.zero_samples >= limit for layer in signals.looks[-1].layers)
+
+
+def _single(signals: Signals) -> bool:
+    """Return whether a layer only ever normalized one element a channel (BN205).
+
+    Its input is 0 then whatever comes in, so no gradient reaches its scale or what feeds it.
+    """
+    counts: dict[str, set[float]] = {}
+    for table in signals.tables:
+        for site, count in zip(table.sites, table.column("count"), strict=True):
+            counts.setdefault(site.layer, set()).add(float(count))
+    return {1.0} in counts.values()
