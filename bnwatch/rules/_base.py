@@ -276,7 +276,7 @@ def current_cells(signals: Signals) -> Cells | None:
     return None if cells is None or (evaluations and cells.step < evaluations[-1].step) else cells
 
 
-def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
+def differ(signals: Signals, sites: SharedSites, alpha: float, few: float = FEW) -> bool:
     """Return whether the call sites of a layer see different data; with few elements a call that cannot be told.
 
     The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
@@ -284,7 +284,7 @@ def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
     table = signals.table
     own = [n for n, site in enumerate(table.sites) if site.layer == sites.layer] if table is not None else []
     counted = [float(table.column("count")[n]) for n in own] if table is not None else []
-    return min(counted, default=math.inf) >= FEW and sites.differ(alpha)
+    return min(counted, default=math.inf) >= few and sites.differ(alpha)
 
 
 def passes(signals: Signals) -> int:

@@ -61,7 +61,17 @@ def regressed(loss, train_loss=1.0, *, accuracy=None, planned=SHORT):
     return signals
 
 
+def small(steps, *, std=0.01):
+    """Data of a variance far below the initial one; .9^29 is .047, and at a variance of 1e-4 .9^116 is 4.9e-6."""
+    spec = testing.layer(channels=8, decay=0.9, epsilon=0.0)
+    seen = testing.train(spec, testing.normal(8, 64, std=std), steps=steps, every=steps - 1)
+    signals = testing.signals(*seen, evaluation(step=steps))
+    signals.ended = True
+    return signals
+
+
 FIRES = {
+    "most of a small variance is the initial one": lambda: small(60),
     "early in a training": lambda: learning(steps=100),
     # .9^28 = .0523 and .9^29 = .0471
     "above_weight": lambda: settling(28),
@@ -99,6 +109,8 @@ INFO = {
     "no accuracy": lambda: settling(accuracy=None),
 }
 QUIET = {
+    "little of a small variance is the initial one": lambda: small(120),
+    "little of a variance of one": lambda: small(60, std=1.0),
     "below_weight": lambda: settling(29),
     "below_shift": lambda: settling(shift=LIMITS["shift"] / 1.01),
     "below_shift of the spread": lambda: settling(shift=0.0, ratio=1 + LIMITS["shift"] / 1.01),
