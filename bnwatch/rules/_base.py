@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
+from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
@@ -43,6 +44,9 @@ GAP_ALPHA = 1e-3
 
 RESTLESS = 0.1
 """Relative change of a layer's parameters in one step; healthy trainings show .001 to .02."""
+
+FEW = 5
+"""Elements a call below which its variance says too little to be compared."""
 
 NAMED = 3
 """Layers that a message names; the others are counted."""
@@ -192,12 +196,12 @@ def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
 
 
-def measured(split: Split, row: Mapping[Statistics, Cell], otherwise: str) -> str:
-    """Return what the same examples give with running and with re-estimated statistics."""
-    running, population = row["running"], row["population"]
+def measured(split: Split, row: Mapping[Statistics, Cell], otherwise: str, *, by: Statistics = "population") -> str:
+    """Return what the same examples give with running and with other statistics."""
+    running = row["running"]
     return (
         f"on the same {running.examples:,} {split} examples: {running.accuracy:.1%} with running statistics, "
-        f"{population.accuracy:.1%} {otherwise}"
+        f"{row[by].accuracy:.1%} {otherwise}"
     )
 
 
@@ -272,6 +276,17 @@ def current_cells(signals: Signals) -> Cells | None:
     return None if cells is None or (evaluations and cells.step < evaluations[-1].step) else cells
 
 
+def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
+    """Return whether the call sites of a layer see different data; with few elements a call that cannot be told.
+
+    The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
+    """
+    table = signals.table
+    own = [n for n, site in enumerate(table.sites) if site.layer == sites.layer] if table is not None else []
+    counted = [float(table.column("count")[n]) for n in own] if table is not None else []
+    return min(counted, default=math.inf) >= FEW and sites.differ(alpha)
+
+
 def passes(signals: Signals) -> int:
     """Return how many forward passes a training step makes through the whole model; 1 where that is not to be told.
 
@@ -283,7 +298,7 @@ def passes(signals: Signals) -> int:
     calls = Counter(site.layer for site in table.sites if site.replica == 0) if table is not None else Counter[str]()
     if len(set(calls.values())) != 1 or 1 in calls.values() or table is None:
         return 1
-    alike = {shared.layer for shared in table.shared if not shared.differ(SAME)}
+    alike = {shared.layer for shared in table.shared if not differ(signals, shared, SAME)}
     if alike != calls.keys():
         return 1
     times = max(calls.values())

@@ -78,7 +78,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN306": NUMERICS,
     "BN301": (*STATISTICS, "BN108", "BN212", "BN404", "BN304"),
     # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301
-    "BN302": (*NUMERICS, "BN203", "BN205", "BN405", "BN306", "BN301"),
+    "BN302": (*NUMERICS, "BN203", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
     "BN303": (*STATISTICS, "BN108", "BN212", "BN404", "BN304", "BN301"),
 }
 """For each rule those whose diagnoses, of warning or above, explain its own: it is then shown as a consequence."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, innocence, passes, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, differ, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,14 +31,14 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        differ = apart.differ(limits["alpha"]) and shift > limits["shift"]
+        apart_enough = differ(signals, apart, limits["alpha"]) and shift > limits["shift"]
         evidence = {
             "call_sites": Quantity(len(sites), "a training step"),
             "between_shift": Quantity(apart["between_shift"], "standard deviations between site means"),
             "between_scale": Quantity(apart["between_scale"], "log standard deviations between site spreads"),
             "p_value": Quantity(apart.p_value, "that all sites see the same data"),
         }
-        if differ:
+        if apart_enough:
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO if harmless(signals) or harmless(signals, "population") else None,

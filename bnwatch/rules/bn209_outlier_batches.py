@@ -110,7 +110,7 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
     within = (within_epochs(signals) or tables)[-RECENT:]
     if last is None or len(within) < limits["samples"]:
         return
-    left = {s.spec.path: s.initial_weight for s in signals.sites()}
+    left = {s.spec.path: _settling.held(s, s.updates) for s in signals.sites()}
     batch, taken = ([table.column(name).tolist() for table in tables] for name in ("batch_std", "recovered_std"))
     calls = [site.layer for site in last.sites]
     for number, site in enumerate(last.sites):
