@@ -17,7 +17,7 @@ from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, g
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
-    from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.evidence import Cell, Cells, Entering, Split, Statistics
     from bnwatch.records import EvaluationRecord
 
 COLUMNS: dict[Statistics, str] = {
@@ -189,6 +189,26 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     if found is None or found[0] <= 0.0 or found[1] >= alpha:
         return None
     return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
+
+
+def same_accuracy(one: Cell, two: Cell) -> float:
+    """Return the one-sided p-value that two samples have the same accuracy (z test), against the first being better."""
+    pooled = (one.accuracy * one.examples + two.accuracy * two.examples) / (one.examples + two.examples)
+    error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / one.examples + 1.0 / two.examples))
+    return 1.0 if error == 0.0 else 0.5 * math.erfc((one.accuracy - two.accuracy) / error / math.sqrt(2.0))
+
+
+def first_difference(entering: Entering, same: float, apart: float) -> int | None:
+    """Return the number of the first call site at which evaluation inputs differ, None where they do at none.
+
+    ``same`` is the share of false alarms, all call sites together, ``apart`` the standard deviations between the means
+    or the logarithm of the ratio of spreads that it takes besides.
+    """
+    for number, site in enumerate(entering.sites):
+        certain = site.p_value is not None and site.p_value * len(entering.sites) < same
+        if certain and max(site.mean_shift, abs(math.log(site.std_ratio))) > apart:
+            return number
+    return None
 
 
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:
