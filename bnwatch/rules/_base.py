@@ -134,23 +134,42 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
-def at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+def at_chance(signals: Signals, evaluation: EvaluationRecord, alpha: float) -> bool:
     """Return whether training and evaluation accuracy are what a constant predictor or a guesser can reach."""
-    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    known = (
+        (evaluation.accuracy, evaluation.examples, signals.chance_on("evaluation")),
+        (evaluation.train_accuracy, evaluation.train_examples, signals.chance_on("training")),
+    )
     return all(
         moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
-        for accuracy, examples in pairs
-        if accuracy is not None and examples
+        for accuracy, examples, chance in known
+        if accuracy is not None and examples and chance is not None
     )
 
 
 def stuck(signals: Signals, alpha: float) -> int:
     """Return for how many evaluations in a row, the last one among them, accuracy has been what guessing gives."""
-    chance = signals.chance
     known = [e for e in signals.evaluations if e.accuracy is not None and e.examples]
-    if chance is None:
+    if signals.chance is None:
         return 0
-    return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
+    times = sum(1 for _ in takewhile(lambda evaluation: at_chance(signals, evaluation, alpha), reversed(known)))
+    cells = signals.cells
+    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells) else times
+
+
+def _telling(cells: Cells) -> bool:
+    """Return whether predictions go with the labels, be they right no more often than the most frequent class is.
+
+    Of predictions that do not, a share s of one class is right for s m at most, m the share of the most frequent label,
+    and the others for min(m, 1 - m). It matters where classes are rare, or weighted in the loss.
+    """
+    for _, row in cells.rows():
+        cell = row["running"]
+        m, s = cell.majority, cell.largest_share
+        right = round(cell.accuracy * cell.examples)
+        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < LEARNING_ALPHA:
+            return True
+    return False
 
 
 def harmless(signals: Signals, statistics: Statistics = "running") -> bool:
