@@ -104,7 +104,8 @@ def _looks_like(signals: Signals, cells: Cells, limits: Limits) -> Iterator[str]
             "not augment its inputs, likely by another preprocessing or domain"
         )
         yield "what decides: the accuracy of training examples that went through the evaluation's preprocessing"
-    elif evaluation.accuracy <= chance:
+        return
+    if evaluation.accuracy <= chance:
         worse = "worse than guessing" if below < limits["alpha"] else "what guessing gives"
         yield (
             f"evaluation accuracy is {worse}: likely the labels of one of the two do not belong to their inputs "
@@ -114,6 +115,11 @@ def _looks_like(signals: Signals, cells: Cells, limits: Limits) -> Iterator[str]
         yield f"it looks like overfitting: {training.accuracy:.1%} of the training examples are right"
     else:
         yield "the two sets differ otherwise: likely harder or other examples, or labels of another quality"
+
+    yield (
+        "what decides: a part of the training data held out of the training. Where its accuracy is as low, it is "
+        "overfitting; where not, the evaluation data or their labels are others"
+    )
 
 
 def _other_inputs(signals: Signals, cells: Cells, limits: Limits) -> SiteShift | None:
