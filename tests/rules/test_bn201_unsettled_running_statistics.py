@@ -1,6 +1,6 @@
 import pytest
 
-from bnwatch import testing
+from bnwatch import moments, testing
 from bnwatch.records import EvaluationRecord, Structure
 from tests.rules import cases
 
@@ -124,6 +124,17 @@ def test_it_says_when_it_will_be_settled():
     assert finding.evidence["settled_after"].value == 29
     assert "12.2%" in finding.message
     assert [text.split(" ")[0] for text in finding.helps] == ["re-estimate", "or"]
+
+
+@pytest.mark.parametrize(("variance", "weight"), [(1.0, 0.05), (0.25, 0.05), (0.2, 0.04), (0.01, 0.002)])
+def test_of_a_variance_four_times_as_much_may_be_left_as_of_a_mean(variance, weight):
+    spec = testing.layer(decay=0.99, epsilon=0.0)
+    held = 0.99**100 + (1 - 0.99**100) * variance
+    last = testing.call(spec, mean=1.0, var=variance, running_mean=0.1, running_var=held, updates=100)
+    first = testing.call(spec, updates=1)
+    fed = testing.signals(testing.snapshot(1, first), testing.snapshot(100, last), evaluation(step=100))
+    ((finding,), _) = cases.look(RULE, fed)
+    assert finding.evidence["settled_after"].value == moments.updates_until(0.99, weight)
 
 
 WAIT = "first trust evaluation after update 299"
