@@ -69,9 +69,16 @@ def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
 
 
 def updates_until(site: SiteSignals, weight: float = WEIGHT) -> int:
-    """Return the updates after which a layer holds less than a share of its initial values, see `held`."""
-    smaller = min(1.0, site.batch_std**2 / site.spec.initial[1]) if site.spec.initial[1] > 0.0 else 1.0
-    return moments.updates_until(site.spec.decay, weight * smaller if smaller > 0.0 else weight)
+    """Return the updates after which what a layer holds of its initial values does no harm, see `held`.
+
+    A share w of a mean that began two standard deviations off is 2 w of them, a share s of the variance widens the
+    standard deviation by s / 2: so of the variance four times as much may be left.
+    """
+    mean = moments.updates_until(site.spec.decay, weight)
+    smaller = site.batch_std**2 / site.spec.initial[1] if site.spec.initial[1] > 0.0 else 1.0
+    if not 0.0 < 4.0 * smaller < 1.0:
+        return mean
+    return moments.updates_until(site.spec.decay, weight * 4.0 * smaller)
 
 
 def lagging(signals: Signals) -> bool:
