@@ -52,6 +52,9 @@ class Tap:
         # layers that were called, in whatever mode: in the last step, or by the function that a step is
         self._called: dict[Hashable, set[int]] = {}
         self._recorded: set[int] = set()
+        self.attached = False
+        # what the user has hung on the model or a layer, where a hook hangs now
+        self._theirs: dict[tuple[int, str], Any] = {}
 
     # hooks
 
@@ -62,6 +65,7 @@ class Tap:
             known: running statistics and updates at the end of an earlier watch, to go on counting where nothing moved.
             before_evaluation: called before anything else where the model is evaluated, whatever callbacks there are.
         """
+        self.attached = True
         self._hook(self.layers, known or {})
         if not self._lanes:
             self._wrap("train_step", "training")
@@ -87,6 +91,7 @@ class Tap:
 
     def unhook(self) -> None:
         """Take every hook off again; nothing is read, so this works whatever the variables hold."""
+        self.attached = False
         for name in ("train_step", "test_step", "evaluate"):
             self._unhook(self.model, name)
         for watched in self.layers:
@@ -99,12 +104,20 @@ class Tap:
             watched.updates = self._updates_so_far(watched, known)
             hooks = self.backend.hooks(watched, self._recording(watched))
             for name, hook in {**hooks, "call": self._calling(watched)}.items():
-                hook.bnwatch_tap = self  # type: ignore[attr-defined]
-                watched.layer.__dict__[name] = hook
+                self._hang(watched.layer, name, hook)
+
+    def _hang(self, owner: Any, name: str, hook: Any) -> None:
+        if name in owner.__dict__:
+            self._theirs[id(owner), name] = owner.__dict__[name]
+        hook.bnwatch_tap = self
+        owner.__dict__[name] = hook
 
     def _unhook(self, owner: Any, name: str) -> None:
-        if getattr(owner.__dict__.get(name), "bnwatch_tap", None) is self:
-            del owner.__dict__[name]
+        if getattr(owner.__dict__.get(name), "bnwatch_tap", None) is not self:
+            return
+        del owner.__dict__[name]
+        if (id(owner), name) in self._theirs:
+            owner.__dict__[name] = self._theirs.pop((id(owner), name))
 
     def _wrap(self, name: str, scope: Scope) -> None:
         step = getattr(self.model, name)
@@ -113,8 +126,7 @@ class Tap:
             with self._inside(scope):
                 return step(*args, **kwargs)
 
-        wrapped.bnwatch_tap = self  # type: ignore[attr-defined]
-        self.model.__dict__[name] = wrapped
+        self._hang(self.model, name, wrapped)
 
     def _announce(self, before_evaluation: Callable[[], None]) -> None:
         own = self.model.evaluate
@@ -125,8 +137,7 @@ class Tap:
                 before_evaluation()
             return own(*args, **kwargs)
 
-        evaluate.bnwatch_tap = self  # type: ignore[attr-defined]
-        self.model.__dict__["evaluate"] = evaluate
+        self._hang(self.model, "evaluate", evaluate)
 
     @contextmanager
     def _inside(self, scope: Scope) -> Iterator[None]:
