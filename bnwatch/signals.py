@@ -361,8 +361,7 @@ class Signals:
         """Return a statistic of the last samples in a row with the call sites of the latest, ``(samples, sites)``."""
         now = self.table.sites if self.table is not None else ()
         alike = itertools.takewhile(lambda table: table.sites is now or table.sites == now, reversed(self.tables))
-        found = [table.column(statistic) for table in itertools.islice(alike, samples)]
-        return np.stack(found[::-1]) if found else np.zeros((0, 0), np.float32)
+        return stacked(statistic, list(itertools.islice(alike, samples))[::-1])
 
     def moved(self, statistic: str, samples: int) -> NDArray[np.bool_]:
         """Return at which call sites a statistic changed by a bit at least within the last samples."""
@@ -388,12 +387,23 @@ class Signals:
         table = self.table
         if table is None:
             return
-        rows = range(len(table.sites))
         if flag is not None:
-            rows = np.flatnonzero(table.column("flags").astype(np.int64) & int(flag)).tolist()
-        for n in rows:
+            yield from self.at(table.column("flags").astype(np.int64) & int(flag) > 0)
+            return
+        for n, site in enumerate(table.sites):
+            yield SiteSignals(site, self.specs[site.layer], table.values[n])
+
+    def at(self, rows: NDArray[np.bool_]) -> Iterator[SiteSignals]:
+        """Yield the call sites of the latest sample in these rows, so that a column decides and nothing is looped."""
+        table = self.table
+        for n in np.flatnonzero(rows).tolist() if table is not None else ():
             site = table.sites[n]
             yield SiteSignals(site, self.specs[site.layer], table.values[n])
+
+    def of_layers(self, attribute: str) -> Float64:
+        """Return a number of `LayerSpec` for the layer of each call site of the latest sample, shape ``(sites,)``."""
+        sites = self.table.sites if self.table is not None else ()
+        return np.array([getattr(self.specs[site.layer], attribute) for site in sites], np.float64)
 
     def shared(self) -> Iterator[tuple[LayerSpec, list[SiteSignals], SharedSites | None]]:
         """Yield layers with two call sites or more on one replica, their sites, and how far apart these are."""
@@ -408,6 +418,11 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def stacked(statistic: str, tables: Sequence[SignalTable]) -> Float32:
+    """Return a statistic of samples with the same call sites, ``(samples, sites)``."""
+    return np.stack([table.column(statistic) for table in tables]) if tables else np.zeros((0, 0), np.float32)
 
 
 def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
@@ -474,7 +489,7 @@ class _History:
         self._first: list[NDArray[np.floating]] | None = None
         self._left_initial: NDArray[np.bool_] | None = None
         self._previous: Floats | None = None
-        self._held: tuple[int, Float64, Float64, Float64] | None = None
+        self._held: tuple[int, Floats, Float64, Float64] | None = None
         self._single = np.array([sum(other.layer == site.layer for other, _ in layout) == 1 for site, _ in layout])
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
@@ -510,7 +525,7 @@ class _History:
         held = memory.get("held")
         if held is not None:
             last, mean, var, counted = held
-            for array, length in ((mean, shape), (var, shape), (counted, (len(layout),))):
+            for array, length in ((mean, shape), (var, (len(layout),)), (counted, (len(layout),))):
                 _check_shape(array, length)
             history._held = int(last), mean, var, counted
         history._noise.extend(memory["noise"])
@@ -597,18 +612,23 @@ class _History:
     ) -> tuple[Float64, Float64]:
         """Return what the call of this step leaves unexplained of the running mean, and the recovered deviation."""
         before = self._held
-        self._held = step, running_mean.astype(np.float64), running_var.astype(np.float64), updates
+        average = self._average(running_var)
+        self._held = step, running_mean, average, updates
         unknown = np.full(len(decay), math.nan)
         if before is None:
             return unknown, unknown
-        last, held_mean, held_var, counted = before
-        old = self._spread(decay, np.float64)
-        expected = old * held_mean + (1.0 - old) * mean
-        beyond = np.sqrt(self._average(np.square(running_mean - expected) / running_var))
+        last, held_mean, held_average, counted = before
+        beyond = unknown
+        if step == last + 1 and self._single.any():
+            moved = self._spread(decay, np.float64)
+            moved *= held_mean.astype(np.float64) - mean
+            moved += mean
+            moved -= running_mean
+            np.square(moved, out=moved)
+            moved /= running_var
+            beyond = np.where(self._single, np.sqrt(self._average(moved)), math.nan)
         kept = np.where(updates > counted, decay ** (updates - counted), math.nan)
-        weight = self._spread(kept, np.float64)
-        taken_in = self._average((running_var - weight * held_var) / (1.0 - weight))
-        return np.where(self._single & (step == last + 1), beyond, math.nan), np.sqrt(np.maximum(taken_in, 0.0))
+        return beyond, np.sqrt(np.maximum((average - kept * held_average) / (1.0 - kept), 0.0))
 
     def compare(self, held: Held | None) -> tuple[SharedSites, ...]:
         """Return how far the replicas of each layer are apart in what they hold."""

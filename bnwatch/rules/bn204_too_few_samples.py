@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, within_epochs
+from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Statistics
-    from bnwatch.signals import Signals, SiteSignals
+    from bnwatch.signals import Signals
 
 RECENT = 4
 """Samples of which the largest batch counts: one small batch alone is the last of an epoch."""
@@ -36,11 +37,11 @@ TWO = 2
 )
 def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Batch statistics are made of so few samples that their noise moves the output."""
-    counted = [(site, elements) for site, elements in _elements(signals) if elements > 1.0]
+    counted = [(number, elements) for number, elements in _elements(signals) if elements > 1.0]
     if not counted:
         return
-    site, samples = min(((s, _effective(signals, s, n)) for s, n in counted), key=lambda pair: pair[1])
     fewest, elements = min(counted, key=lambda pair: pair[1])
+    site, samples = min(_effective(signals, counted), key=lambda pair: pair[1])
     row = signals.cells.training if signals.cells is not None else {}
     if not row:
         if signals.evaluations and (elements < limits["few"] or samples < limits["samples"]) and signals.cells is None:
@@ -52,7 +53,7 @@ def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
     gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and p < limits["alpha"] and not _dropout(signals)
     if noisy and (samples < limits["samples"] or _examples(signals) < limits["few"]):
-        yield _finding(signals, site, samples, dict(_by_layer(counted))[site.spec.path], certain=True)
+        yield _finding(signals, site, samples, dict(counted)[site], certain=True)
     elif elements < limits["few"]:
         yield _finding(signals, fewest, elements, elements, certain=False)
 
@@ -67,19 +68,15 @@ def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, f
     return gained, p if both is None else min(p, both[1])
 
 
-def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, float]]:
-    for site, elements in counted:
-        yield site.spec.path, elements
-
-
-def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
-    """Yield the call sites with the elements a channel of their largest recent batch."""
+def _elements(signals: Signals) -> Iterator[tuple[int, float]]:
+    """Yield the call sites of the latest sample by number, with the elements a channel of their largest recent batch."""
     tables = within_epochs(signals)[-RECENT:]
     if len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
         return
-    for number, site in enumerate(signals.sites()):
-        if site.spec.trainable:
-            yield site, max(float(table.column("count")[number]) for table in tables)
+    trainable = signals.of_layers("trainable").tolist()
+    for number, elements in enumerate(stacked("count", tables).max(axis=0).tolist()):
+        if trainable[number]:
+            yield number, elements
 
 
 def _examples(signals: Signals) -> float:
@@ -90,14 +87,20 @@ def _examples(signals: Signals) -> float:
     return float(known) if known else math.inf
 
 
-def _effective(signals: Signals, site: SiteSignals, elements: float) -> float:
-    """Return the effective samples: between the examples, which are independent, and the elements, which may not be."""
-    structure, examples = signals.structure, _examples(signals)
-    places = [place for layer, place in structure.places() if layer.path == site.spec.path] if structure else []
-    if math.isinf(examples):
-        examples = elements / places[0].elements if places and places[0].elements else 1.0
-    measured = elements if math.isnan(site.effective_samples) else site.effective_samples
-    return min(max(measured, examples), elements)
+def _effective(signals: Signals, counted: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """Yield the effective samples: between the examples, which are independent, and the elements, which may not be."""
+    structure, table, known = signals.structure, signals.table, _examples(signals)
+    usages = structure.layers if structure is not None else ()
+    positions = {usage.path: usage.places[0].elements or math.inf for usage in usages if usage.places}
+    if table is None:
+        return
+    measured = table.column("effective_samples").tolist()
+    for number, elements in counted:
+        examples = known
+        if math.isinf(known):
+            examples = max(1.0, elements / positions.get(table.sites[number].layer, math.inf))
+        samples = elements if math.isnan(measured[number]) else measured[number]
+        yield number, min(max(samples, examples), elements)
 
 
 def _dropout(signals: Signals) -> bool:
@@ -105,7 +108,8 @@ def _dropout(signals: Signals) -> bool:
     return signals.structure is not None and any(place.dropout for _, place in signals.structure.places())
 
 
-def _finding(signals: Signals, site: SiteSignals, samples: float, elements: float, *, certain: bool) -> Finding:
+def _finding(signals: Signals, number: int, samples: float, elements: float, *, certain: bool) -> Finding:
+    site = list(signals.sites())[number]
     row = signals.cells.training if signals.cells is not None else {}
     measured = ""
     if row and certain:
