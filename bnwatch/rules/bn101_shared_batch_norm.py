@@ -31,7 +31,9 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        differ = apart.differ(limits["alpha"]) and shift > limits["shift"]
+        differ = shift > limits["shift"] and apart.differ(limits["alpha"])
+        if repeated and not differ:  # which is BN213
+            continue
         evidence = {
             "call_sites": Quantity(len(sites), "a training step"),
             "between_shift": Quantity(apart["between_shift"], "standard deviations between site means"),
@@ -55,7 +57,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 ),
                 helps=_helps(signals),
             )
-        elif not repeated:  # which is BN213
+        else:
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Statistics
-    from bnwatch.signals import Signals
+    from bnwatch.signals import Float64, Signals
 
 RECENT = 4
 """Samples of which the largest batch counts: one small batch alone is the last of an epoch."""
@@ -24,6 +24,17 @@ ALIKE = 0.8
 
 TWO = 2
 """Elements of which normalization leaves nothing but the order."""
+
+
+class _Counted(NamedTuple):
+    """Call sites by number, their elements a channel, and their effective samples.
+
+    These lie between the examples, which are independent, and the elements, which may not be.
+    """
+
+    numbers: list[int]
+    elements: Float64
+    effective: Float64
 
 
 @rule(
@@ -37,25 +48,25 @@ TWO = 2
 )
 def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Batch statistics are made of so few samples that their noise moves the output."""
-    counted = [(number, elements) for number, elements in _elements(signals) if elements > 1.0]
-    if not counted:
+    counted = _counted(signals)
+    if counted is None:
         return
-    fewest, elements = min(counted, key=lambda pair: pair[1])
-    site, samples = min(_effective(signals, counted), key=lambda pair: pair[1])
+    fewest, noisiest = int(counted.elements.argmin()), int(counted.effective.argmin())
+    elements, samples = float(counted.elements[fewest]), float(counted.effective[noisiest])
     row = signals.cells.training if signals.cells is not None else {}
     if not row:
         if signals.evaluations and (elements < limits["few"] or samples < limits["samples"]) and signals.cells is None:
             reason = "whether the noise of batch statistics costs accuracy is not measured yet"
             yield Skipped("BN204", reason, needs="cells")
         if elements < limits["few"]:
-            yield _finding(signals, fewest, elements, elements, certain=elements <= TWO)
+            yield _finding(signals, counted.numbers[fewest], elements, elements, certain=elements <= TWO)
         return
     gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and p < limits["alpha"] and not _dropout(signals)
     if noisy and (samples < limits["samples"] or _examples(signals) < limits["few"]):
-        yield _finding(signals, site, samples, dict(counted)[site], certain=True)
+        yield _finding(signals, counted.numbers[noisiest], samples, float(counted.elements[noisiest]), certain=True)
     elif elements < limits["few"]:
-        yield _finding(signals, fewest, elements, elements, certain=False)
+        yield _finding(signals, counted.numbers[fewest], elements, elements, certain=False)
 
 
 def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, float]:
@@ -68,15 +79,32 @@ def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, f
     return gained, p if both is None else min(p, both[1])
 
 
-def _elements(signals: Signals) -> Iterator[tuple[int, float]]:
-    """Yield the call sites of the latest sample by number, with the elements a channel of their largest recent batch."""
-    tables = within_epochs(signals)[-RECENT:]
-    if len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
-        return
-    trainable = signals.of_layers("trainable").tolist()
-    for number, elements in enumerate(stacked("count", tables).max(axis=0).tolist()):
-        if trainable[number]:
-            yield number, elements
+def _counted(signals: Signals) -> _Counted | None:
+    """Return the call sites that train on two elements a channel or more in their largest recent batch."""
+    table, tables = signals.table, within_epochs(signals)[-RECENT:]
+    if table is None or len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
+        return None
+    largest = stacked("count", tables).max(axis=0)
+    numbers = ((largest > 1.0) & (signals.of_layers("trainable") > 0.0)).nonzero()[0]
+    if not len(numbers):
+        return None
+    elements = largest[numbers].astype(float)
+    measured = table.column("effective_samples")[numbers].astype(float)
+    unknown = measured != measured  # noqa: PLR0124 - NaN
+    measured[unknown] = elements[unknown]
+    known = _examples(signals)
+    examples = list(_positions(signals, numbers.tolist(), elements.tolist())) if math.isinf(known) else known
+    return _Counted(numbers.tolist(), elements, measured.clip(examples, elements))
+
+
+def _positions(signals: Signals, numbers: list[int], elements: list[float]) -> Iterator[float]:
+    """Yield the examples behind the elements of each call site, as far as the graph tells; else one."""
+    usages = signals.structure.layers if signals.structure is not None else ()
+    positions = {usage.path: usage.places[0].elements for usage in usages if usage.places}
+    sites = signals.table.sites if signals.table is not None else ()
+    for number, count in zip(numbers, elements, strict=True):
+        each = positions.get(sites[number].layer)
+        yield count / each if each else 1.0
 
 
 def _examples(signals: Signals) -> float:
@@ -85,22 +113,6 @@ def _examples(signals: Signals) -> float:
         return float(signals.composition.median)
     known = signals.structure.batch_size if signals.structure is not None else None
     return float(known) if known else math.inf
-
-
-def _effective(signals: Signals, counted: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """Yield the effective samples: between the examples, which are independent, and the elements, which may not be."""
-    structure, table, known = signals.structure, signals.table, _examples(signals)
-    usages = structure.layers if structure is not None else ()
-    positions = {usage.path: usage.places[0].elements or math.inf for usage in usages if usage.places}
-    if table is None:
-        return
-    measured = table.column("effective_samples").tolist()
-    for number, elements in counted:
-        examples = known
-        if math.isinf(known):
-            examples = max(1.0, elements / positions.get(table.sites[number].layer, math.inf))
-        samples = elements if math.isnan(measured[number]) else measured[number]
-        yield number, min(max(samples, examples), elements)
 
 
 def _dropout(signals: Signals) -> bool:
