@@ -137,7 +137,9 @@ class Augmented(PyDataset):
 
 def test_augmentation_is_no_shift_that_matters():
     watch = watched(conv, Augmented(*images(1200, seed=0)), images(600, seed=1))
-    assert rules(watch) == set()
+    # the crop is that of a batch, which is told in passing
+    assert rules(watch) <= {"BN207"}
+    assert all(str(d.severity) == "info" for d in watch.diagnoses)
     # they do differ, and the test sees it: what is silent is the rule
     assert min(site.p_value for site in watch.watch.signals.entering.sites) < 1e-3
 
@@ -150,7 +152,7 @@ def test_what_was_learned_by_heart_is_no_shift():
     row = watch.watch.signals.cells
     assert row.training["running"].accuracy > 0.8
     assert row.evaluation["running"].accuracy < 0.4
-    assert rules(watch) == set()
+    assert rules(watch) == {"BN305"}
 
 
 @pytest.mark.parametrize("examples", [600, 40])
