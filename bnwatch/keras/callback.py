@@ -55,6 +55,8 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
         super().__init__()
         # what Keras 2 asks for, also where Keras 3 made the class: logs may stay tensors, and every worker trains
         self._supports_tf_logs, self._chief_worker_only = True, False
+        # a list that somebody else runs over may not tell them
+        self.params: dict[str, Any] | None = None
         self.watch = Watch(
             log_dir, every=every, probe=probe, allow=allow, on_diagnosis=on_diagnosis, experiments=experiments
         )
