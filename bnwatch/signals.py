@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating]
     Layout = tuple[tuple[CallSite, int], ...]
     Held = Mapping[str, Sequence[tuple[Floats, Floats]]]
+    _Held = tuple[int, Floats, Float64, Float64]  # step, running mean, average of the running variance, updates
 
 Group = TypeVar("Group", bound="_SiteGroup")
 
@@ -368,8 +369,7 @@ class Signals:
         """Return a statistic of the last samples in a row with the call sites of the latest, ``(samples, sites)``."""
         now = self.table.sites if self.table is not None else ()
         alike = itertools.takewhile(lambda table: table.sites is now or table.sites == now, reversed(self.tables))
-        found = [table.column(statistic) for table in itertools.islice(alike, samples)]
-        return np.stack(found[::-1]) if found else np.zeros((0, 0), np.float32)
+        return stacked(statistic, list(itertools.islice(alike, samples))[::-1])
 
     def moved(self, statistic: str, samples: int) -> NDArray[np.bool_]:
         """Return at which call sites a statistic changed by a bit at least within the last samples."""
@@ -395,12 +395,25 @@ class Signals:
         table = self.table
         if table is None:
             return
-        rows = range(len(table.sites))
         if flag is not None:
-            rows = np.flatnonzero(table.column("flags").astype(np.int64) & int(flag)).tolist()
-        for n in rows:
+            yield from self.at(table.column("flags").astype(np.int64) & int(flag) > 0)
+            return
+        for n, site in enumerate(table.sites):
+            yield SiteSignals(site, self.specs[site.layer], table.values[n])
+
+    def at(self, rows: NDArray[np.bool_]) -> Iterator[SiteSignals]:
+        """Yield the call sites of the latest sample in these rows, so that a column decides and nothing is looped."""
+        table = self.table
+        if table is None:
+            return
+        for n in np.flatnonzero(rows).tolist():
             site = table.sites[n]
             yield SiteSignals(site, self.specs[site.layer], table.values[n])
+
+    def of_layers(self, attribute: str) -> Float64:
+        """Return a number of `LayerSpec` for the layer of each call site of the latest sample, shape ``(sites,)``."""
+        sites = self.table.sites if self.table is not None else ()
+        return np.array([getattr(self.specs[site.layer], attribute) for site in sites], np.float64)
 
     def shared(self) -> Iterator[tuple[LayerSpec, list[SiteSignals], SharedSites | None]]:
         """Yield layers with two call sites or more on one replica, their sites, and how far apart these are."""
@@ -415,6 +428,11 @@ class Signals:
         for layer, sites in by_layer.items():
             if len(sites) > 1:
                 yield self.specs[layer], sites, apart.get(layer)
+
+
+def stacked(statistic: str, tables: Sequence[SignalTable]) -> Float32:
+    """Return a statistic of samples with the same call sites, ``(samples, sites)``."""
+    return np.stack([table.column(statistic) for table in tables]) if tables else np.zeros((0, 0), np.float32)
 
 
 def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
@@ -481,8 +499,9 @@ class _History:
         self._first: list[NDArray[np.floating]] | None = None
         self._left_initial: NDArray[np.bool_] | None = None
         self._previous: Floats | None = None
-        self._held: tuple[int, Float64, Float64, Float64] | None = None
-        self._single = np.array([sum(other.layer == site.layer for other, _ in layout) == 1 for site, _ in layout])
+        self._held: _Held | None = None
+        calls = Counter(site.layer for site, _ in layout)
+        self._single = np.array([calls[site.layer] == 1 for site, _ in layout])
         self._noise: deque[Float64] = deque(maxlen=WINDOW)
         self._groups = _site_groups(layout, self._starts)
         self._replicas = _replica_groups(layout, self._starts)
@@ -517,7 +536,7 @@ class _History:
         held = memory.get("held")
         if held is not None:
             last, mean, var, counted = held
-            for array, length in ((mean, shape), (var, shape), (counted, (len(layout),))):
+            for array, length in ((mean, shape), (var, (len(layout),)), (counted, (len(layout),))):
                 _check_shape(array, length)
             history._held = int(last), mean, var, counted
         history._noise.extend(memory["noise"])
@@ -534,8 +553,11 @@ class _History:
         return np.repeat(np.asarray(per_site, dtype=dtype), self._channels)
 
     def _average(self, per_channel: Floats) -> Float64:
-        average: Float64 = np.add.reduceat(per_channel, self._starts, dtype=np.float64) / self._channels
+        average: Float64 = _totals(per_channel, self._starts) / self._channels
         return average
+
+    def _count(self, per_channel: NDArray[np.bool_]) -> Float64:
+        return _totals(per_channel, self._starts) if per_channel.any() else np.zeros(len(self._starts))
 
     def _any(self, per_channel: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = np.logical_or.reduceat(per_channel, self._starts)
@@ -574,20 +596,23 @@ class _History:
         constant = var <= moments.ROUNDING * np.square(mean)
         updates = np.array([math.nan if c.running.updates is None else c.running.updates for c in calls], np.float64)
         decay = np.array([call.running.decay for call in calls], np.float64)
-        unexplained, recovered = self._moved(step, decay, updates, mean, running_mean, running_var)
+        running_average = self._average(running_var)
+        unexplained, recovered = self._moved(
+            (step, running_mean, running_average, updates), decay=decay, mean=mean, running_var=running_var
+        )
         columns = {
             "count": count,
             "updates": updates,
             "batch_mean": self._average(mean),
             "batch_std": np.sqrt(self._average(var)),
             "running_mean": self._average(running_mean),
-            "running_std": np.sqrt(self._average(running_var)),
+            "running_std": np.sqrt(running_average),
             "mean_shift": np.sqrt(self._average(np.square(mean - running_mean) / running_wide)),
             "std_ratio": np.exp(self._average(np.log(wide / running_wide)) / 2.0),
             "effective_samples": self._effective_samples(mean, wide),
-            "non_finite": np.add.reduceat(~(finite[0] & finite[1]), self._starts, dtype=np.float64),
+            "non_finite": self._count(~(finite[0] & finite[1])),
             "flags": flags,
-            "zero_variance": np.add.reduceat(constant, self._starts, dtype=np.float64),
+            "zero_variance": self._count(constant),
             "unexplained": unexplained,
             "recovered_std": recovered,
         }
@@ -599,23 +624,21 @@ class _History:
             replicas.epsilon = epsilon
         return values, tuple(shared)
 
-    def _moved(  # noqa: PLR0917 - what a sample has of it
-        self, step: int, decay: Float64, updates: Float64, mean: Floats, running_mean: Floats, running_var: Floats
-    ) -> tuple[Float64, Float64]:
+    def _moved(self, now: _Held, *, decay: Float64, mean: Floats, running_var: Floats) -> tuple[Float64, Float64]:
         """Return what the call of this step leaves unexplained of the running mean, and the recovered deviation."""
-        before = self._held
-        self._held = step, running_mean.astype(np.float64), running_var.astype(np.float64), updates
-        unknown = np.full(len(decay), math.nan)
+        before, self._held = self._held, now
+        beyond = unknown = np.full(len(decay), math.nan)
         if before is None:
             return unknown, unknown
-        last, held_mean, held_var, counted = before
-        old = self._spread(decay, np.float64)
-        expected = old * held_mean + (1.0 - old) * mean
-        beyond = np.sqrt(self._average(np.square(running_mean - expected) / running_var))
+        (step, running_mean, average, updates), (last, held_mean, held_average, counted) = now, before
+        if step == last + 1 and self._single.any():
+            # of differences, which are as exact as the running mean itself
+            moved = (mean - held_mean) * self._spread(decay - 1.0, mean.dtype)
+            moved += running_mean - held_mean
+            moved *= moved / running_var
+            beyond = np.where(self._single, np.sqrt(self._average(moved)), math.nan)
         kept = np.where(updates > counted, decay ** (updates - counted), math.nan)
-        weight = self._spread(kept, np.float64)
-        taken_in = self._average((running_var - weight * held_var) / (1.0 - weight))
-        return np.where(self._single & (step == last + 1), beyond, math.nan), np.sqrt(np.maximum(taken_in, 0.0))
+        return beyond, np.sqrt(np.maximum((average - kept * held_average) / (1.0 - kept), 0.0))
 
     def compare(self, held: Held | None) -> tuple[SharedSites, ...]:
         """Return how far the replicas of each layer are apart in what they hold."""
@@ -643,6 +666,17 @@ class _History:
             return np.full(len(self._channels), math.nan)
         samples: Float64 = 1.0 / np.mean(self._noise, axis=0)
         return samples
+
+
+def _totals(per_channel: Floats | NDArray[np.bool_], starts: NDArray[np.intp]) -> Float64:
+    """Return the sum of each part that begins at these places; parts of one length are summed four times as fast."""
+    if len(per_channel) % len(starts) == 0:
+        length = len(per_channel) // len(starts)
+        if (starts == length * np.arange(len(starts))).all():
+            together: Float64 = per_channel.reshape(-1, length).sum(axis=1, dtype=np.float64)
+            return together
+    total: Float64 = np.add.reduceat(per_channel, starts, dtype=np.float64)
+    return total
 
 
 def _check_shape(array: Any, shape: tuple[int, ...]) -> None:
@@ -772,8 +806,7 @@ class _SiteGroup:
         return [SharedSites(layer, tables[:, :, n].T) for n, layer in enumerate(self._layers)]
 
     def _total(self, per_channel: Float64) -> Float64:
-        total: Float64 = np.add.reduceat(per_channel, self._starts)
-        return total
+        return _totals(per_channel, self._starts)
 
     def _add(self, deviation: Float64) -> None:
         self._window.append(deviation)

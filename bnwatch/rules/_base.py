@@ -351,7 +351,8 @@ def within_epochs(signals: Signals) -> list[SignalTable]:
     """Return the samples of the present call sites whose step no evaluation followed: these may be odd last batches."""
     ends = {evaluation.step for evaluation in signals.evaluations}
     sites = signals.tables[-1].sites if signals.tables else ()
-    return [table for table in signals.tables if table.sites == sites and table.step not in ends]
+    alike = (table for table in signals.tables if table.sites is sites or table.sites == sites)
+    return [table for table in alike if table.step not in ends]
 
 
 def decay_argument(signals: Signals, value: str) -> str:

@@ -32,7 +32,9 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        apart_enough = differ(signals, apart, limits["alpha"], limits["few"]) and shift > limits["shift"]
+        apart_enough = shift > limits["shift"] and differ(signals, apart, limits["alpha"], limits["few"])
+        if repeated and not apart_enough:  # which is BN213
+            continue
         evidence = {
             "call_sites": Quantity(len(sites), "a training step"),
             "between_shift": Quantity(apart["between_shift"], "standard deviations between site means"),
@@ -56,7 +58,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 ),
                 helps=_helps(signals),
             )
-        elif not repeated:  # which is BN213
+        else:
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,

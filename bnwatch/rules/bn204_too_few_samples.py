@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, within_epochs
+from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Statistics
-    from bnwatch.signals import Signals, SiteSignals
+    from bnwatch.signals import Float64, Signals
 
 RECENT = 4
 """Samples of which the largest batch counts: one small batch alone is the last of an epoch."""
@@ -23,6 +24,17 @@ ALIKE = 0.8
 
 TWO = 2
 """Elements of which normalization leaves nothing but the order."""
+
+
+class _Counted(NamedTuple):
+    """Call sites by number, their elements a channel, and their effective samples.
+
+    These lie between the examples, which are independent, and the elements, which may not be.
+    """
+
+    numbers: list[int]
+    elements: Float64
+    effective: Float64
 
 
 @rule(
@@ -36,26 +48,26 @@ TWO = 2
 )
 def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Batch statistics are made of so few samples that their noise moves the output."""
-    counted = [(site, elements) for site, elements in _elements(signals) if elements > 1.0]
-    if not counted:
+    counted = _counted(signals)
+    if counted is None:
         return
-    site, samples = min(((s, _effective(signals, s, n)) for s, n in counted), key=lambda pair: pair[1])
-    fewest, elements = min(counted, key=lambda pair: pair[1])
+    fewest, noisiest = int(counted.elements.argmin()), int(counted.effective.argmin())
+    elements, samples = float(counted.elements[fewest]), float(counted.effective[noisiest])
     row = signals.cells.training if signals.cells is not None else {}
     if not row:
         if signals.evaluations and (elements < limits["few"] or samples < limits["samples"]) and signals.cells is None:
             reason = "whether the noise of batch statistics costs accuracy is not measured yet"
             yield Skipped("BN204", reason, needs="cells")
         if elements < limits["few"]:
-            yield _finding(signals, fewest, elements, elements, certain=elements <= TWO)
+            yield _finding(signals, counted.numbers[fewest], elements, elements, certain=elements <= TWO)
         return
     gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and not _dropout(signals)
     if noisy and p < limits["alpha"] and (samples < limits["samples"] or _examples(signals) < limits["few"]):
-        yield _finding(signals, site, samples, dict(_by_layer(counted))[site.spec.path], certain=True)
+        yield _finding(signals, counted.numbers[noisiest], samples, float(counted.elements[noisiest]), certain=True)
     elif elements < limits["few"]:
         # that two elements leave but their order is exact: a test on the few examples that were kept adds nothing
-        yield _finding(signals, fewest, elements, elements, certain=noisy and elements <= TWO)
+        yield _finding(signals, counted.numbers[fewest], elements, elements, certain=noisy and elements <= TWO)
 
 
 def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, float]:
@@ -68,19 +80,32 @@ def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, f
     return gained, p if both is None else min(p, both[1])
 
 
-def _by_layer(counted: list[tuple[SiteSignals, float]]) -> Iterator[tuple[str, float]]:
-    for site, elements in counted:
-        yield site.spec.path, elements
+def _counted(signals: Signals) -> _Counted | None:
+    """Return the call sites that train on two elements a channel or more in their largest recent batch."""
+    table, tables = signals.table, within_epochs(signals)[-RECENT:]
+    if table is None or len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
+        return None
+    largest = stacked("count", tables).max(axis=0)
+    numbers = ((largest > 1.0) & (signals.of_layers("trainable") > 0.0)).nonzero()[0]
+    if not len(numbers):
+        return None
+    elements = largest[numbers].astype(float)
+    measured = table.column("effective_samples")[numbers].astype(float)
+    unknown = measured != measured  # noqa: PLR0124 - NaN
+    measured[unknown] = elements[unknown]
+    known = _examples(signals)
+    examples = list(_positions(signals, numbers.tolist(), elements.tolist())) if math.isinf(known) else known
+    return _Counted(numbers.tolist(), elements, measured.clip(examples, elements))
 
 
-def _elements(signals: Signals) -> Iterator[tuple[SiteSignals, float]]:
-    """Yield the call sites with the elements a channel of their largest recent batch."""
-    tables = within_epochs(signals)[-RECENT:]
-    if len(tables) < 2:  # noqa: PLR2004 - one batch alone may be the last of an epoch
-        return
-    for number, site in enumerate(signals.sites()):
-        if site.spec.trainable:
-            yield site, max(float(table.column("count")[number]) for table in tables)
+def _positions(signals: Signals, numbers: list[int], elements: list[float]) -> Iterator[float]:
+    """Yield the examples behind the elements of each call site, as far as the graph tells; else one."""
+    usages = signals.structure.layers if signals.structure is not None else ()
+    positions = {usage.path: usage.places[0].elements for usage in usages if usage.places}
+    sites = signals.table.sites if signals.table is not None else ()
+    for number, count in zip(numbers, elements, strict=True):
+        each = positions.get(sites[number].layer)
+        yield count / each if each else 1.0
 
 
 def _examples(signals: Signals) -> float:
@@ -91,22 +116,13 @@ def _examples(signals: Signals) -> float:
     return float(known) if known else math.inf
 
 
-def _effective(signals: Signals, site: SiteSignals, elements: float) -> float:
-    """Return the effective samples: between the examples, which are independent, and the elements, which may not be."""
-    structure, examples = signals.structure, _examples(signals)
-    places = [place for layer, place in structure.places() if layer.path == site.spec.path] if structure else []
-    if math.isinf(examples):
-        examples = elements / places[0].elements if places and places[0].elements else 1.0
-    measured = elements if math.isnan(site.effective_samples) else site.effective_samples
-    return min(max(measured, examples), elements)
-
-
 def _dropout(signals: Signals) -> bool:
     """Return whether dropout in front of a layer would explain that running statistics do better."""
     return signals.structure is not None and any(place.dropout for _, place in signals.structure.places())
 
 
-def _finding(signals: Signals, site: SiteSignals, samples: float, elements: float, *, certain: bool) -> Finding:
+def _finding(signals: Signals, number: int, samples: float, elements: float, *, certain: bool) -> Finding:
+    site = list(signals.sites())[number]
     row = signals.cells.training if signals.cells is not None else {}
     measured = ""
     if row and certain:

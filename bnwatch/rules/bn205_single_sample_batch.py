@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import Finding, Limits, Threshold, rule, within_epochs
+from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +26,9 @@ def single_sample_batch(signals: Signals, limits: Limits) -> Iterator[Finding | 
         yield from _planned(signals)  # what was sampled so far does not speak against it
     # the last batches of two epochs may be samples in a row, and all that is odd about the training
     last = (within_epochs(signals) or list(signals.tables))[-int(limits["samples"]) :]
-    for number, site in enumerate(signals.sites()):
-        if site.count != 1 or len(last) < limits["samples"]:
-            continue
-        if any(t.sites != last[-1].sites or t.column("count")[number] != 1 for t in last):
-            continue
+    if len(last) < limits["samples"] or any(t.sites != signals.tables[-1].sites for t in last):
+        return
+    for site in signals.at((stacked("count", [*last, signals.tables[-1]]) == 1).all(axis=0)):
         yield _finding(site.spec.path, site.spec.decay)
 
 

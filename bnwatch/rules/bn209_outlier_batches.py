@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from bnwatch.rules._base import (
     rule,
     within_epochs,
 )
+from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,17 +112,19 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
     within = (within_epochs(signals) or tables)[-RECENT:]
     if last is None or len(within) < limits["samples"]:
         return
-    left = {s.spec.path: _settling.held(s, s.updates) for s in signals.sites()}
-    batch, taken = ([table.column(name).tolist() for table in tables] for name in ("batch_std", "recovered_std"))
-    calls = [site.layer for site in last.sites]
-    for number, site in enumerate(last.sites):
-        settled = left[site.layer] <= _settling.WEIGHT or math.isnan(left[site.layer])
-        own = [row[number] for row in batch]
-        # the ends of epochs may be all that is sampled, and hold the same batch each time
-        usual = median(float(table.column("batch_std")[number]) for table in within)
-        if calls.count(site.layer) > 1 or not settled or not usual > 0.0 or not all(map(math.isfinite, own)):
+    # the ends of epochs may be all that is sampled, and hold the same batch each time
+    usual_of = stacked("batch_std", within)
+    batch, taken = (stacked(name, tables) for name in ("batch_std", "recovered_std"))
+    candidates = last.column("running_std") > limits["wide"] * usual_of.min(axis=0)
+    calls = Counter(site.layer for site in last.sites) if candidates.any() else Counter[str]()
+    numbers = candidates.nonzero()[0].tolist()
+    for number, site in zip(numbers, signals.at(candidates), strict=True):
+        left = _settling.held(site, site.updates)
+        settled = left <= _settling.WEIGHT or math.isnan(left)
+        own, usual = batch[:, number].tolist(), median(usual_of[:, number].tolist())
+        if calls[site.spec.path] > 1 or not settled or not usual > 0.0 or not all(map(math.isfinite, own)):
             continue
-        known = [*own, *(row[number] for row in taken[1:] if math.isfinite(row[number]))]
-        largest, wide = max(known) / usual, float(last.column("running_std")[number]) / usual
+        known = [*own, *filter(math.isfinite, taken[1:, number].tolist())]
+        largest, wide = max(known) / usual, site.running_std / usual
         if wide > limits["wide"] and largest**2 > limits["tail"]:
-            yield _Wide(site.layer, wide, largest, usual)
+            yield _Wide(site.spec.path, wide, largest, usual)

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 )
 def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Gradients are accumulated over several batches, each of which is normalized by its own statistics."""
-    if signals.structure is None and signals.table is None:
+    table = signals.table
+    if signals.structure is None and table is None:
         yield Skipped("BN213", "neither the training plan nor a training step is known")
         return
     accumulated = signals.structure.accumulated if signals.structure is not None else 1
     parts = accumulated if accumulated > 1 else passes(signals)
     if parts < 2:  # noqa: PLR2004 - of one there is nothing to say
         return
-    known = {s.spec.path: s.effective_samples for s in signals.sites() if not math.isnan(s.effective_samples)}
+    found = zip(table.sites, table.column("effective_samples").tolist(), strict=True) if table is not None else ()
+    known = {site.layer: samples for site, samples in found if not math.isnan(samples)}
     fewest = min(known, key=lambda path: known[path], default=None)
     enough = len(signals.tables) >= limits["steps"]
     few = enough and fewest is not None and known[fewest] < limits["samples"]

@@ -38,9 +38,13 @@ def constant_channel(signals: Signals, limits: Limits) -> Iterator[Finding | Ski
         ]
         yield _awake(signals, site, costs=guilty)
         return
-    for one in signals.sites():
+    table = signals.table
+    if table is None:
+        return
+    many = table.column("zero_variance") > limits["share"] * signals.of_layers("channels")
+    for one in signals.at(many & (table.column("count") > 1)):
         constant = one.zero_variance / one.spec.channels
-        if one.count > 1 and one.site.index == 0 and constant > limits["share"]:
+        if one.site.index == 0:
             yield Finding(
                 subject=one.spec.path,
                 severity=Severity.INFO,

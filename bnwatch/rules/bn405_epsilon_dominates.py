@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 )
 def epsilon_dominates(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """The variance of a layer's input is below epsilon, so the layer does not normalize."""
-    varying = (s for s in signals.sites() if s.count > 1 and s.zero_variance < s.spec.channels)
-    small = [s for s in varying if s.epsilon_share > limits["share"]]
+    table = signals.table
+    if table is None:
+        return
+    epsilon, batch_std = signals.of_layers("epsilon"), table.column("batch_std").astype(float)
+    dominates = epsilon > limits["share"] * (batch_std**2 + epsilon)
+    varying = (table.column("count") > 1) & (table.column("zero_variance") < signals.of_layers("channels"))
+    small = list(signals.at(dominates & varying))
     if not small:
         return
     first = small[0]
     learns = stuck(signals, limits["alpha"]) < limits["patience"]
-    first_of_all = signals.table is not None and signals.table.sites[0] == first.site
+    first_of_all = table.sites[0] == first.site
     size = (1.0 - first.epsilon_share) ** 0.5
     yield Finding(
         subject=first.spec.path,

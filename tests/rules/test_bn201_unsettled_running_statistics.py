@@ -64,7 +64,7 @@ def regressed(loss, train_loss=1.0, *, accuracy=None, planned=SHORT):
 def small(steps, *, std=0.01):
     """Data of a variance far below the initial one; .9^29 is .047, and at a variance of 1e-4 .9^116 is 4.9e-6."""
     spec = testing.layer(channels=8, decay=0.9, epsilon=0.0)
-    seen = testing.train(spec, testing.normal(8, 64, std=std), steps=steps, every=steps - 1)
+    seen = testing.train(spec, testing.normal(8, 64, std=std), steps=steps, every=steps // 2)
     signals = testing.signals(*seen, evaluation(step=steps))
     signals.ended = True
     return signals
