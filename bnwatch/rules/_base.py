@@ -154,10 +154,10 @@ def stuck(signals: Signals, alpha: float) -> int:
         return 0
     times = sum(1 for _ in takewhile(lambda evaluation: at_chance(signals, evaluation, alpha), reversed(known)))
     cells = signals.cells
-    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells) else times
+    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells, alpha) else times
 
 
-def _telling(cells: Cells) -> bool:
+def _telling(cells: Cells, alpha: float) -> bool:
     """Return whether predictions go with the labels, be they right no more often than the most frequent class is.
 
     Of predictions that do not, a share s of one class is right for s m at most, m the share of the most frequent label,
@@ -167,7 +167,7 @@ def _telling(cells: Cells) -> bool:
         cell = row["running"]
         m, s = cell.majority, cell.largest_share
         right = round(cell.accuracy * cell.examples)
-        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < LEARNING_ALPHA:
+        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < alpha:
             return True
     return False
 
