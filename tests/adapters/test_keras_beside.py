@@ -6,8 +6,8 @@ import gc
 
 import pytest
 
-from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.keras.loop import LoopWatch
+from bnwatch.keras.session import DISPLACED
 from tests.adapters.keras_models import CLASSES, FakeWatch, attributes, data, faked, hooks, make, quiet_watch, state
 from tests.adapters.library import BACKEND, keras, layers
 
@@ -183,14 +183,14 @@ def test_of_two_watches_the_second_stays_and_the_first_says_so():
         return fit(model, *watches), state(model), hooks(model)
 
     first, second = quiet_watch(every=1), quiet_watch(every=1)
-    with pytest.warns(BatchNormWarning, match="another watch was attached .* goes on unwatched"):
-        watched = run(first, second)
-    assert watched == run()
+    said = []
+    first.watch.advise = said.append
+    assert run(first, second) == run()
+    assert said == [f"{DISPLACED}; this training goes on unwatched"]
     assert second.watch.signals.faults == []
     assert (second.report().samples, second.report().evaluations) == (4, 2)
     assert second.watch.signals.cells is not None
     assert not first.watch.enabled
-    assert first.diagnoses == ()
 
 
 def test_a_loop_in_which_fit_is_watched_says_so():
