@@ -425,6 +425,10 @@ class Watch:
             return
         self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
+        cells = self.signals.cells
+        if final and self._cells_at == step and (cells is None or not cells.swapped) and swapped():
+            # what was measured at the last evaluation is of other weights
+            self._cells_at, self._attributed_at, self.signals.attribution = -1, -1, None
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))

@@ -57,7 +57,7 @@ def test_the_tables_of_the_page() -> None:
     assert len(tools.splitlines()) == 7
     assert lines.splitlines()[2:] == [
         "| BN-001 | keras | BN101 | BN101 | TheDeepChecker, UMLAUT |",
-        "| BN-002 | keras | BN101 | BN301 (wrong) | AUTOTRAINER |",
+        "| BN-002/b | keras | BN101 | BN301 (wrong) | AUTOTRAINER |",
         "| OK-01 | keras | silence | silence | UMLAUT |",
         "| BN-171 | keras | not batch norm | BN302 |  |",
         "| BN-172 | keras | not batch norm | BN201 (wrong) | TheDeepChecker |",

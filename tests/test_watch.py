@@ -668,6 +668,17 @@ def test_the_last_experiment_is_run_once_a_step():
     assert len(lab.asked) == asked
 
 
+def test_weights_that_were_swapped_since_are_measured_anew_at_the_end():
+    lab, memory = testing.FakeLaboratory.stacked("bn1", "bn2"), MemorySink()
+    lab.mean[1] += 3.0
+    with Watch(None, every=1, sinks=[memory], on_diagnosis="log") as watch:
+        suspicious(watch)
+        experiment(watch, lab)
+        experiment(watch, lab, final=True, swapped=lambda: True)
+    assert [cells.swapped for cells in memory.of(evidence.Cells)] == [None, True]
+    assert len(memory.of(evidence.Attribution)) == 2
+
+
 def test_experiments_false_runs_none():
     lab = testing.FakeLaboratory.separable()
     with Watch(None, every=1, experiments=False) as watch:
@@ -786,3 +797,20 @@ def test_an_adapter_that_knows_what_replicas_evaluate_with_says_so_itself():
     assert not {s.rule for s in watch.skipped} & {"BN212"}
     watch.close()
     assert len(sink.of(Replicas)) == 1
+
+
+def test_weights_that_are_swapped_after_the_last_evaluation_are_measured_once_more():
+    lab, watch = testing.FakeLaboratory.separable(), Watch(None, on_diagnosis=lambda _: None)
+    watch.observe(testing.snapshot(10, testing.call(testing.layer("bn", 4))))
+    watch.evaluated(EvaluationRecord(10, 0, 0.25, None, 400, 0.9, None, 400, classes=4))
+    watch.experiment(lab, step=10, epoch=0, seconds=None, swapped=lambda: False)
+    assert watch.signals.cells.swapped is False
+    lab.mean, lab.var = lab.mean + 5.0, lab.var * 9.0
+    watch.experiment(lab, step=10, epoch=0, seconds=None, final=True, swapped=lambda: False)
+    first = watch.signals.cells
+    watch.experiment(lab, step=10, epoch=0, seconds=None, final=True, swapped=lambda: True)
+    assert watch.signals.cells is not first
+    assert watch.signals.cells.swapped is True
+    second = watch.signals.cells
+    watch.experiment(lab, step=10, epoch=0, seconds=None, final=True, swapped=lambda: True)
+    assert watch.signals.cells is second

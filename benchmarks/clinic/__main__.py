@@ -143,16 +143,17 @@ def line(outcome: dict[str, Any]) -> str:
     if "failed" in outcome:
         return f"{begin} FAILED {outcome['failed']}"
     said = outcome["headline"] or "silent"
+    said += " (info)" if outcome["severity"] == "info" else ""
     rank = f"rank {outcome['rank']}" if outcome["rank"] else ""
     others = [*outcome["false_alarms"]]
     if outcome["kind"] != "faulty":
         others = outcome["blamed"]
-    return f"{begin} {said:<7} {rank:<7} {outcome['seconds']:>5.1f} s  {', '.join(others)}".rstrip()
+    return f"{begin} {said:<12} {rank:<7} {outcome['seconds']:>5.1f} s  {', '.join(others)}".rstrip()
 
 
 def summary(outcomes: list[dict[str, Any]]) -> int:
     """Print all outcomes and the totals, and return 0 where all goals are met."""
-    print(f"\n{'case':<22} s       expected        said    rank    seconds  false alarms")
+    print(f"\n{'case':<22} s       expected        said         rank    seconds  false alarms")
     for outcome in outcomes:
         print(line(outcome))
     failed = [outcome for outcome in outcomes if "failed" in outcome]
@@ -165,6 +166,8 @@ def summary(outcomes: list[dict[str, Any]]) -> int:
     for kind, words in SAID.items():
         if total[kind]:
             print(words.format(right[kind], total[kind]))
+    told = sum(o["right"] and o["kind"] == "faulty" and o["severity"] != "info" for o in outcomes)
+    print(f"{told} of the right headlines are warnings or errors, the others are worth knowing")
     alarms = sum(len(outcome.get("false_alarms", ())) for outcome in outcomes if outcome["kind"] == "faulty")
     print(f"{alarms} false alarms beside the headlines")
     print(f"\n{peers_text(outcomes)}")

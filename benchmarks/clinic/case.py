@@ -298,13 +298,13 @@ def judge(one: Case, diagnoses: Iterable[Diagnosis], told: Iterable[Diagnosis]) 
     """Judge what was said of a case.
 
     Returns:
-        ``headline``, the rule of the first active diagnosis of severity warning or error; its ``severity`` and
-        ``message``; the ``rank`` of the expected rule among the active diagnoses, from 1; the ``false_alarms``, which
-        are other active warnings and errors that no other diagnosis is the cause of; and whether all is ``right``.
+        ``headline``, the rule of the first active diagnosis; its ``severity`` and ``message``; the ``rank`` of the
+        expected rule among the active diagnoses, from 1; the ``false_alarms``, which are other active warnings and
+        errors that no other diagnosis is the cause of; and whether all is ``right``.
     """
     active = [diagnosis for diagnosis in diagnoses if diagnosis.state == "active"]
     grave = [diagnosis for diagnosis in active if diagnosis.severity >= Severity.WARNING]
-    headline = grave[0] if grave else None
+    headline = active[0] if active else None
     heard = [*grave, *(diagnosis for diagnosis in told if diagnosis.severity >= Severity.WARNING)]
     right = {
         "faulty": headline is not None and headline.rule in one.expects,

@@ -210,7 +210,7 @@ def scaled_twice(run: Run) -> None:
     train(run, Normalized(2e-5), Data(data.x * small, data.y, data.xv * small, data.yv), epochs=8)
 
 
-@case("BN-105/chainer-hand", expects="BN405", framework="chainer")
+@case("BN-105/chainer-hand", expects=("BN405", "BN201"), framework="chainer")
 def scaled_twice_by_hand(run: Run) -> None:
     """The same for images of 0 to 1, in front of convolutions without bias.
 

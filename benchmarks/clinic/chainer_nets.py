@@ -44,12 +44,12 @@ class MLP(chainer.Chain):
 class CNN(chainer.Chain):
     """Convolution, batch norm, ReLU three times, pooled twice, and a linear output."""
 
-    def __init__(self, *, classes: int = 10, **options: Any) -> None:
+    def __init__(self, *, classes: int = 10, link: Any = L.BatchNormalization, **options: Any) -> None:
         super().__init__()
         with self.init_scope():
             for n, width in enumerate((16, 32, 32)):
                 setattr(self, f"conv{n}", L.Convolution2D(None, width, 3, pad=1, nobias=True))
-                setattr(self, f"bn{n}", L.BatchNormalization(width, **options))
+                setattr(self, f"bn{n}", link(width, **options))
             self.out = L.Linear(None, classes)
 
     def features(self, x: Any, *, finetune: bool = False) -> Any:

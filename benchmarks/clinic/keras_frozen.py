@@ -139,7 +139,7 @@ def convolutions_frozen(run: Run) -> None:
     run.fit(compiled(model), x, y, validation_data=(xv, yv), epochs=5, batch_size=32)
 
 
-@case("BN-124/convolutions", expects="BN105", framework="keras")
+@case("BN-124/convolutions", expects=("BN105", "BN202"), framework="keras")
 def only_convolutions_frozen(run: Run) -> None:
     """Every convolution is frozen, and batch norm forgotten: the same, as many write it."""
     x, y, xv, yv = darker()

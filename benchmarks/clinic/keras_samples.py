@@ -108,7 +108,7 @@ def corrected_with_nothing(run: Run) -> None:
         layers.GlobalAveragePooling2D(keepdims=True), Fused(), layers.Conv2D(10, 1), layers.Flatten(),
     ])  # fmt: skip
     model = classifying(model)
-    run.fit(model, data.x[:400], data.y[:400], validation_data=(data.xv, data.yv), epochs=2, batch_size=1)
+    run.fit(model, data.x[:150], data.y[:150], validation_data=(data.xv[:100], data.yv[:100]), epochs=2, batch_size=1)
 
 
 @case("BN-068", expects="BN206", framework="keras")

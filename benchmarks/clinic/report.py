@@ -98,17 +98,22 @@ def _totals(outcomes: list[Outcome]) -> list[list[str]]:
 def _lines(outcomes: list[Outcome]) -> list[list[str]]:
     rows = []
     for name, framework in dict.fromkeys((outcome["case"], outcome["framework"]) for outcome in outcomes):
-        some = [outcome for outcome in outcomes if outcome["case"] == name]
+        some = [outcome for outcome in outcomes if (outcome["case"], outcome["framework"]) == (name, framework)]
         first = some[0]
         expected = " or ".join(first["expected"]) or "silence"
         expected = {INNOCENT: f"{WORDS[INNOCENT]} {' or '.join(first['expected'])}".strip()}.get(
             first["kind"], expected
         )
-        said = ", ".join(dict.fromkeys(outcome.get("headline") or "silence" for outcome in some))
+        said = ", ".join(dict.fromkeys(map(_said, some)))
         wrong = "" if all(outcome["right"] for outcome in some) else " (wrong)"
         tools = [tool for tool in TOOLS if any(outcome.get("peers", {}).get(tool) for outcome in some)]
-        rows.append([name.partition("/")[0], framework, expected, f"{said}{wrong}", ", ".join(tools)])
+        rows.append([name, framework, expected, f"{said}{wrong}", ", ".join(tools)])
     return rows
+
+
+def _said(outcome: Outcome) -> str:
+    headline = outcome.get("headline") or "silence"
+    return f"{headline} (info)" if outcome.get("severity") == "info" else headline
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
 from bnwatch.rules._order import CAUSES, rank
-from bnwatch.signals import LEARNING_ALPHA, Signals, SignalTable, gap
+from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
@@ -40,6 +41,12 @@ ENOUGH = 250
 
 GAP_ALPHA = 1e-3
 """p-value below which an evaluation that is worse than the training is not put down to its sampling."""
+
+RESTLESS = 0.1
+"""Relative change of a layer's parameters in one step; healthy trainings show .001 to .02."""
+
+FEW = 5
+"""Elements a call below which its variance says too little to be compared."""
 
 NAMED = 3
 """Layers that a message names; the others are counted."""
@@ -189,12 +196,12 @@ def restores(population: Cell, batch: Cell, running: Cell) -> bool:
     return population.accuracy - running.accuracy > 0.5 * (batch.accuracy - running.accuracy)
 
 
-def measured(split: Split, row: Mapping[Statistics, Cell], otherwise: str) -> str:
-    """Return what the same examples give with running and with re-estimated statistics."""
-    running, population = row["running"], row["population"]
+def measured(split: Split, row: Mapping[Statistics, Cell], otherwise: str, *, by: Statistics = "population") -> str:
+    """Return what the same examples give with running and with other statistics."""
+    running = row["running"]
     return (
         f"on the same {running.examples:,} {split} examples: {running.accuracy:.1%} with running statistics, "
-        f"{population.accuracy:.1%} {otherwise}"
+        f"{row[by].accuracy:.1%} {otherwise}"
     )
 
 
@@ -257,10 +264,28 @@ def restored_cost(signals: Signals, cost: float, alpha: float) -> str | None:
     return None
 
 
+def restless(signals: Signals) -> bool:
+    """Return whether steps are so large that statistics of a few batches ago are those of another network."""
+    layers = signals.looks[-1].layers if signals.looks else ()
+    return any(layer.update is not None and layer.update > RESTLESS for layer in layers)
+
+
 def current_cells(signals: Signals) -> Cells | None:
     """Return the cells if they are no older than the last evaluation."""
     cells, evaluations = signals.cells, signals.evaluations
     return None if cells is None or (evaluations and cells.step < evaluations[-1].step) else cells
+
+
+def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
+    """Return whether the call sites of a layer see different data; with few elements a call that cannot be told.
+
+    The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
+    """
+    table = signals.table
+    if table is None or not sites.differ(alpha):
+        return False
+    counts = zip(table.sites, table.column("count").tolist(), strict=True)
+    return min((count for site, count in counts if site.layer == sites.layer), default=math.inf) >= FEW
 
 
 def passes(signals: Signals) -> int:
@@ -274,7 +299,7 @@ def passes(signals: Signals) -> int:
     calls = Counter(site.layer for site in table.sites if site.replica == 0) if table is not None else Counter[str]()
     if len(set(calls.values())) != 1 or 1 in calls.values() or table is None:
         return 1
-    alike = {shared.layer for shared in table.shared if not shared.differ(SAME)}
+    alike = {shared.layer for shared in table.shared if not differ(signals, shared, SAME)}
     if alike != calls.keys():
         return 1
     times = max(calls.values())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Table
 from bnwatch.rules._base import restores
+from bnwatch.signals import LEARNING_ALPHA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +113,19 @@ def cost_of(cells: Cells | None, limits: Limits) -> Cost | None:
             if gained > limits["cost"] and p < limits["alpha"] and not mended:
                 found.append(Cost(split, row["batch"], row[other], name, gained, p))
     return max(found, key=lambda cost: cost.gained, default=None)
+
+
+def guesses(signals: Signals, pure: float) -> bool:
+    """Return whether each batch is of one class and the network does no better than guessing on these very batches.
+
+    Normalization takes out of a batch what its examples have in common: here that is what tells the classes apart.
+    """
+    found, cells = signals.composition, signals.cells
+    batch = cells.training.get("batch") if cells is not None else None
+    if found is None or batch is None or (found.purity or 0.0) <= pure or not any(labels(found)):
+        return False
+    right = round(batch.accuracy * batch.examples)
+    return moments.binomial_survival(right, batch.examples, batch.majority) >= LEARNING_ALPHA
 
 
 def evidence(found: Dispersed, cost: Cost | None) -> dict[str, Quantity]:

@@ -63,7 +63,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN106": ("BN103", "BN105"),
     "BN213": ("BN205",),
     "BN204": ("BN205", "BN213"),
-    "BN206": ("BN205",),
+    "BN206": ("BN103", "BN211", "BN210", "BN205"),
     "BN101": (*NUMERICS, "BN205"),
     "BN208": (*NUMERICS, "BN205", "BN206", "BN101"),
     "BN207": (*NUMERICS, "BN205", "BN206", "BN101", "BN208"),
@@ -78,7 +78,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN306": NUMERICS,
     "BN301": (*STATISTICS, "BN108", "BN212", "BN404", "BN304"),
     # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301
-    "BN302": (*NUMERICS, "BN203", "BN205", "BN405", "BN306", "BN301"),
+    "BN302": (*NUMERICS, "BN203", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
     "BN303": (*STATISTICS, "BN108", "BN212", "BN404", "BN304", "BN301"),
 }
 """For each rule those whose diagnoses, of warning or above, explain its own: it is then shown as a consequence."""

@@ -20,6 +20,9 @@ WEIGHT = 0.05
 REST = 0.25
 """Share of the planned training that settled statistics must have before it ends: then nobody is misled for long."""
 
+PART = 0.1
+"""Share of all batches so far beyond which an average over them is one over many states of the weights."""
+
 PATIENCE = 10
 """Evaluations through which a training of unknown length may pass for one that has only begun."""
 
@@ -42,18 +45,42 @@ def updates_at(signals: Signals, sites: list[SiteSignals], step: int) -> Iterato
 
 def initial_weight(signals: Signals, step: int) -> float:
     """Return the largest share of the initial values that any layer holds at a step; 0 where it is not known."""
-    return max(
-        (moments.initial_weight(s.spec.decay, n) for s, n in updates_at(signals, moving(signals), step)), default=0.0
-    )
+    return max((held(site, n) for site, n in updates_at(signals, moving(signals), step)), default=0.0)
+
+
+def held(site: SiteSignals, updates: float) -> float:
+    """Return the share of the initial values in the running statistics after that many updates.
+
+    That is d^n of the mean, and of the variance d^n of the initial one: where the data have a far smaller variance,
+    what is left of the initial one is most of it.
+    """
+    weight = moments.initial_weight(site.spec.decay, updates)
+    variance, initial = site.running_std**2, site.spec.initial[1]
+    return min(1.0, max(weight, weight * initial / variance)) if variance > 0.0 else weight
 
 
 def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
     """Return the training step at which every layer holds less than a share of its initial values, at this pace."""
     steps = [0]
     for site, n in updates_at(signals, moving(signals), signals.step):
-        still = moments.updates_until(site.spec.decay, weight) - n
+        still = updates_until(site, weight) - n
         steps.append(signals.step + math.ceil(still * signals.step / n) if n else signals.step)
     return max(steps)
+
+
+def updates_until(site: SiteSignals, weight: float = WEIGHT) -> int:
+    """Return the updates after which a layer holds less than a share of its initial values, see `held`."""
+    smaller = min(1.0, site.batch_std**2 / site.spec.initial[1]) if site.spec.initial[1] > 0.0 else 1.0
+    return moments.updates_until(site.spec.decay, weight * smaller if smaller > 0.0 else weight)
+
+
+def lagging(signals: Signals) -> bool:
+    """Return whether the running statistics of a layer average over much of the training so far.
+
+    Its weights move on meanwhile, less and less as training goes on.
+    """
+    decays = {spec.decay for spec in signals.specs.values() if spec.trainable and spec.decay < 1.0}
+    return any(moments.effective_batches(decay) > PART * signals.step for decay in decays)
 
 
 def planned(signals: Signals) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, harmless, innocence, passes, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, differ, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,8 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        differ = shift > limits["shift"] and apart.differ(limits["alpha"])
-        if repeated and not differ:  # which is BN213
+        apart_enough = shift > limits["shift"] and differ(signals, apart, limits["alpha"])
+        if repeated and not apart_enough:  # which is BN213
             continue
         evidence = {
             "call_sites": Quantity(len(sites), "a training step"),
@@ -40,7 +40,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             "between_scale": Quantity(apart["between_scale"], "log standard deviations between site spreads"),
             "p_value": Quantity(apart.p_value, "that all sites see the same data"),
         }
-        if differ:
+        if apart_enough:
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO if harmless(signals) or harmless(signals, "population") else None,

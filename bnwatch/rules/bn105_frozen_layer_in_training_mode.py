@@ -38,7 +38,9 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
     if signals.table is None:
         yield Skipped("BN105", "no training step was seen")
         return
-    still = () if _dead(signals, limits["dead"]) else (signals.evaluations[-1].still if signals.evaluations else ())
+    still = signals.evaluations[-1].still if signals.evaluations else ()
+    if still and (_dead(signals, limits["dead"]) or _single(signals)):
+        still = ()
     if not still and all(spec.trainable for spec in signals.specs.values()):
         return
     sites = {s.spec.path: s for s in signals.sites() if s.site.index == 0 and s.site.replica == 0}
@@ -78,3 +80,18 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
 def _dead(signals: Signals, limit: float) -> bool:
     """Return whether parameters stand still because no gradient reaches them."""
     return bool(signals.looks) and any(layer.zero_samples >= limit for layer in signals.looks[-1].layers)
+
+
+def _single(signals: Signals) -> bool:
+    """Return whether a layer only ever normalized one element a channel (BN205).
+
+    Its input is 0 then whatever comes in, so no gradient reaches its scale or what feeds it.
+    """
+    counted = [(table.sites, table.column("count") == 1) for table in signals.tables]
+    once = {sites[n].layer for sites, single in counted for n in single.nonzero()[0].tolist()}
+    if not once:
+        return False
+    more = {
+        site.layer for sites, single in counted for site, one in zip(sites, single.tolist(), strict=True) if not one
+    }
+    return bool(once - more)

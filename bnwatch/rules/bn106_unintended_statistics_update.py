@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, fitting, named, passes, restored_cost, rule
+from bnwatch.rules._base import SAME, Finding, Limits, Threshold, differ, fitting, named, passes, restored_cost, rule
 from bnwatch.signals import Flag
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
         layers = [path for path, times in calls.items() if path in places and times > places[path]]
         fact = "one forward pass makes fewer"
     else:
-        layers = [spec.path for spec, _, apart in signals.shared() if apart is not None and not apart.differ(SAME)]
+        shared = [apart for _, _, apart in signals.shared() if apart is not None]
+        layers = [apart.layer for apart in shared if not differ(signals, apart, SAME)]
         fact = "on like data"
     if not layers:
         return None

@@ -41,13 +41,14 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
     updates = {s.spec.path: n for s, n in _settling.updates_at(signals, sites, signals.evaluations[-1].step)}
-    left = {s.spec.path: moments.initial_weight(s.spec.decay, updates.get(s.spec.path, math.inf)) for s in sites}
+    left = {s.spec.path: _settling.held(s, updates.get(s.spec.path, math.inf)) for s in sites}
     unsettled = [s for s in sites if left[s.spec.path] > limits["weight"] and _moved_by_initial(s) > limits["shift"]]
     if not unsettled:
         return
     worst = max(unsettled, key=lambda s: left[s.spec.path])
     weight, count = left[worst.spec.path], updates[worst.spec.path]
-    settled_at = moments.updates_until(worst.spec.decay, limits["weight"])
+    settled_at = _settling.updates_until(worst, limits["weight"])
+    power = moments.initial_weight(worst.spec.decay, count)
     passing = _settling.passes(signals, **{name: limits[name] for name in ("weight", "rest", "patience")})
     likely = _costs_loss(signals, limits["loss"])
     costs = likely is not None or _costs_accuracy(signals, limits["alpha"])
@@ -64,7 +65,9 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
             **({"evaluation_accuracy": Quantity(evaluation.accuracy)} if evaluation.accuracy is not None else {}),
         },
         notes=(
-            f"{worst.spec.decay:g}^{count:.0f} = {weight:.3g}; {_outlook(signals, limits)}",
+            f"{worst.spec.decay:g}^{count:.0f} = {power:.3g}"
+            + (f" of a variance that began as {worst.spec.initial[1]:g}, far above that of the data" * (weight > power))
+            + f"; {_outlook(signals, limits)}",
             *((likely,) if likely is not None else ()),
         ),
         helps=(

@@ -19,6 +19,7 @@ from bnwatch.rules._base import (
     measured,
     named,
     refresh,
+    restless,
     restores,
     rule,
 )
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     severity=Severity.WARNING,
     memory=Threshold(3.0, "convention", "batches that the running statistics average over, effectively"),
     weight=Threshold(0.05, "derived", "a tenth of a standard deviation left of a start that was two off"),
-    part=Threshold(0.1, "convention", "share of all batches so far that they average over: weights move on meanwhile"),
+    part=Threshold(
+        _settling.PART, "convention", "share of all batches so far that they average over: weights move on meanwhile"
+    ),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (paired test on the same examples)"),
 )
@@ -64,7 +67,7 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
         elif cost is not None and _settled(signals, decay) and _part(signals, decay) > limits["part"]:
             yield _lagging(signals, subject, decay, paths, cost, limits["part"])
         elif structure is not None and structure.steps is not None:
-            yield from _long(signals, structure, subject, decay, paths, limits["weight"])
+            yield from _long(signals, structure, subject, decay, paths, limits["weight"], cost)
 
 
 def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
@@ -73,7 +76,7 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     Then they are of one population, and of other batches than they should be.
     """
     cells = signals.cells
-    if cells is None or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
+    if cells is None or restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         return None
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)
@@ -138,6 +141,7 @@ def _lagging(  # noqa: PLR0917
     shorter = math.floor(100.0 * (wanted - 1.0) / (wanted + 1.0)) / 100.0
     return Finding(
         subject=subject,
+        severity=None if signals.ended else Severity.INFO,
         message=f"running statistics lag behind the weights{_named(cost)}: at decay {decay:g} they average over "
         f"{batches:.0f} of the {steps:,} batches so far: {named(paths)}",
         evidence={
@@ -167,7 +171,13 @@ def _named(cost: Cost | None) -> str:
 
 
 def _long(  # noqa: PLR0917
-    signals: Signals, structure: Structure, subject: str, decay: float, paths: list[str], limit: float
+    signals: Signals,
+    structure: Structure,
+    subject: str,
+    decay: float,
+    paths: list[str],
+    limit: float,
+    cost: Cost | None,
 ) -> Iterator[Finding]:
     """Yield a finding if the layers of one decay are to keep too much of what they started from."""
     steps = structure.steps or 0
@@ -180,17 +190,22 @@ def _long(  # noqa: PLR0917
     fitting = math.floor(100.0 * limit ** (1.0 / fewest)) / 100.0
     yield Finding(
         subject=subject,
-        severity=Severity.INFO,
+        severity=None if signals.ended and cost is not None else Severity.INFO,
         message=f"after the planned {steps:,} steps, {100 * weight:.3g}% of the running statistics are still what they "
-        f"are now: {named(late)}",
+        f"began with{_named(cost)}: {named(late)}",
         evidence={
-            "initial_weight": Quantity(weight, "of the present values left at the end"),
+            "initial_weight": Quantity(weight, "of the first values left at the end"),
             "updates": Quantity(fewest, f"planned, at decay {decay:g}"),
             "layers": Quantity(len(late), "that remember more than the training"),
         },
         notes=(
             f"{decay:g}^{fewest} = {weight:.3g}; an evaluation before the end still holds more of them",
-            "of no harm where a later training goes on, or where the present values were trained on such data",
+            "of no harm where a later training goes on, or where the first values were trained on such data"
+            if cost is None
+            else measured(*cost, "with statistics re-estimated on training data"),
         ),
-        helps=(f"{decay_argument(signals, f'{fitting:g}')} or less, or a longer training",),
+        helps=(
+            f"{decay_argument(signals, f'{fitting:g}')} or less, or a longer training",
+            *(() if cost is None else (f"or {refresh(signals)}",)),
+        ),
     )

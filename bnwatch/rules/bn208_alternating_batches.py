@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     "alternating-batches",
     severity=Severity.WARNING,
     dispersion=Threshold(_batches.DISPERSION, "convention", "spread of batch means, in that of random batches"),
+    pure=Threshold(0.9, "convention", "share of a batch that is of one class, where random batches are mixed"),
     cost=Threshold(0.01, "convention", "share of the examples: a smaller loss is not worth a warning"),
     alpha=Threshold(_batches.ALPHA, "convention", "false alarms per experiment, of the F test and of the paired test"),
 )
@@ -30,10 +31,11 @@ def alternating_batches(signals: Signals, limits: Limits) -> Iterator[Finding | 
         return
     cells, cost = signals.cells, _batches.cost_of(signals.cells, limits)
     composition, site = found.composition, found.site
+    guesses = _batches.guesses(signals, limits["pure"])
     smaller = round(site.smaller * composition.batches)
     yield Finding(
         subject="model",
-        severity=None if cost is not None else Severity.INFO,
+        severity=None if guesses or cost is not None else Severity.INFO,
         message=f"training batches come from two populations: {found.split_share:.0%} of the spread between batches at "
         f"`{site.subject}` is that of two groups, of {composition.batches - smaller} and {smaller} batches"
         + ("" if cost is None else cost.clause),
@@ -48,6 +50,14 @@ def alternating_batches(signals: Signals, limits: Limits) -> Iterator[Finding | 
             f"the means of batches spread {site.dispersion:.1f} times as much as those of the same examples in random "
             "batches",
             *_batches.labels(composition),
+            *(
+                (
+                    "normalization takes out of a batch what its examples have in common, here what tells the classes "
+                    "apart: on these very batches the network does no better than guessing",
+                )
+                if guesses
+                else ()
+            ),
             _batches.UNMEASURED if cost is None else cost.note,
         ),
         helps=(

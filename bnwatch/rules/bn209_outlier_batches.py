@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _settling
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, costs, harmless, refresh, rule, within_epochs
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    costs,
+    harmless,
+    refresh,
+    restless,
+    rule,
+    within_epochs,
+)
 from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
@@ -42,7 +53,7 @@ class _Wide(NamedTuple):
 )
 def outlier_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """A few examples dominate the running variance, so that evaluation normalizes all others to next to nothing."""
-    found = list(_wide(signals, limits))
+    found = [] if restless(signals) else list(_wide(signals, limits))
     if not found:
         return
     worst = max(found, key=lambda one: one.wide)
@@ -108,7 +119,8 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
     calls = Counter(site.layer for site in last.sites) if candidates.any() else Counter[str]()
     numbers = candidates.nonzero()[0].tolist()
     for number, site in zip(numbers, signals.at(candidates), strict=True):
-        settled = site.initial_weight <= _settling.WEIGHT or math.isnan(site.initial_weight)
+        left = _settling.held(site, site.updates)
+        settled = left <= _settling.WEIGHT or math.isnan(left)
         own, usual = batch[:, number].tolist(), median(usual_of[:, number].tolist())
         if calls[site.spec.path] > 1 or not settled or not usual > 0.0 or not all(map(math.isfinite, own)):
             continue

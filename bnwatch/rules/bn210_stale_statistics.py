@@ -35,22 +35,27 @@ def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Ski
     if last is None:
         yield Skipped("BN210", "no evaluation was seen")
         return
-    if last.swapped is None:
+    cells = current_cells(signals)
+    # swapped where training ends, behind the last evaluation: nothing is known of the statistics but what they cost
+    ended = cells is not None and bool(cells.swapped) and not last.swapped
+    if last.swapped is None and not ended:
         yield Skipped("BN210", "whether the evaluated weights are those of the last training step is not known")
         return
-    if not last.swapped:
+    if not (last.swapped or ended):
         return
-    cells = current_cells(signals)
     cost = restored_cost(signals, limits["cost"], limits["alpha"])
     if cells is None:
         yield Skipped("BN210", "weights were swapped; what their statistics cost is not measured", needs="cells")
-    if cost is None and last.moved:
+    if cost is None and (last.moved or ended):
         return  # both are another's, as in a checkpoint
+    where = "that training ended with" if ended else f"evaluated at step {last.step}"
+    whose = "are still those of the other weights"
+    if last.moved or ended:
+        whose = "do not fit them" if ended else "were swapped with them"
     yield Finding(
         subject="model",
         severity=None if cost else Severity.INFO,
-        message=f"the weights evaluated at step {last.step} are not those of the last training step, and the running "
-        f"statistics {'were swapped with them' if last.moved else 'are still those of the other weights'}"
+        message=f"the weights {where} are not those of the last training step, and the running statistics {whose}"
         + (", which costs accuracy" if cost else ""),
         evidence={"step": Quantity(last.step, "training steps before the evaluation")},
         table=None if cells is None else cells_table(cells),

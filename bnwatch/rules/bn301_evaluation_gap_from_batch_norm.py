@@ -14,6 +14,7 @@ from bnwatch.rules._base import (
     Threshold,
     cells_table,
     decay_argument,
+    differ,
     refresh,
     restores,
     rule,
@@ -60,8 +61,11 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
     restored = "population" in row and restores(row["population"], row["batch"], row["running"])
-    settling = _settling.initial_weight(signals, cells.step) > _settling.WEIGHT and (restored or not cells.training)
-    passing = settling and _settling.passes(signals)
+    passing = False
+    if _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
+        passing = (restored or not cells.training) and _settling.passes(signals)
+    elif _settling.lagging(signals):
+        passing = restored and not signals.ended
     yield Finding(
         subject="model",
         severity=Severity.INFO if passing else None,
@@ -120,7 +124,7 @@ def _suspicion(signals: Signals, alpha: float) -> str | None:
     unexplained = unexplained_gap(signals, alpha)
     if unexplained is not None:
         return unexplained
-    if any(apart is not None and apart.differ(alpha) for _, _, apart in signals.shared()):
+    if any(apart is not None and differ(signals, apart, alpha) for _, _, apart in signals.shared()):
         return "a layer is shared by call sites that differ; what explains it is not measured yet"
     return None
 

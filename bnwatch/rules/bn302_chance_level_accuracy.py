@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _guessing
-from bnwatch.rules._base import Finding, Limits, Threshold, at_chance, innocence, rule
+from bnwatch.rules._base import RESTLESS, Finding, Limits, Threshold, at_chance, innocence, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     patience=Threshold(3, "convention", "evaluations in a row at chance where the output is not constant"),
     margin=Threshold(0.05, "convention", "share above chance that the number of examples must be able to tell from it"),
     bounds=Threshold(0.99, "convention", "share of outputs at a bound of their activation: saturated"),
-    fast=Threshold(0.1, "convention", "relative change of parameters in a step; healthy trainings show .001 to .02"),
+    fast=Threshold(
+        RESTLESS, "convention", "relative change of parameters in a step; healthy trainings show .001 to .02"
+    ),
     worse=Threshold(3.0, "convention", "times the loss of guessing: confident and wrong"),
     slow=Threshold(1e-6, "convention", "relative change of parameters in a step, below which nothing is learned"),
     near=Threshold(0.1, "convention", "relative distance of a loss from that of guessing"),

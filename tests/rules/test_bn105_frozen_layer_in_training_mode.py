@@ -25,6 +25,16 @@ def trained(samples=SAMPLES, *specs, moving=True, still=(), extra=(), by="keras 
     )
 
 
+def single(*counts):
+    """A layer of one element a channel, but for the samples that say otherwise; neither scale nor offset moved."""
+    calls = [testing.call(PLAIN, mean=n, running_mean=n / 9, count=count) for n, count in enumerate(counts)]
+    return testing.signals(
+        Attachment((PLAIN,), framework="keras 3"),
+        *(testing.snapshot(n, call) for n, call in enumerate(calls, 1)),
+        EvaluationRecord(len(counts), 0, 0.5, still=("head",)),
+    )
+
+
 def dead(share):
     return testing.look(2, testing.layer_look("dense", zero=0.0), testing.layer_look("relu", zero=share))
 
@@ -36,6 +46,7 @@ FIRES = {
     "statistics that stay": lambda: trained(moving=False),
     "a frozen backbone before a head that trains": lambda: trained(9, FROZEN, PLAIN),
     "left out of the gradient": lambda: trained(9, testing.layer("base"), PLAIN, still=("base",)),
+    "one element a channel only in the last batch of an epoch": lambda: single(8, 8, 8, 1),
     "below_dead": lambda: trained(9, PLAIN, still=("head",), extra=[dead(LIMITS["dead"] - 0.01)]),
 }
 QUIET = {
@@ -44,6 +55,7 @@ QUIET = {
         Attachment((FROZEN,)), *(testing.snapshot(n, idle=("base",)) for n in range(1, 9))
     ),
     "above_dead": lambda: trained(9, PLAIN, still=("head",), extra=[dead(LIMITS["dead"])]),
+    "one element a channel, so no gradient passes": lambda: single(1, 1, 1, 1),
     "it stood still once": lambda: testing.signals(
         *(testing.snapshot(n, testing.call(PLAIN, mean=n, running_mean=n / 9)) for n in range(1, 9)),
         EvaluationRecord(4, 0, still=("head",)),

@@ -49,6 +49,7 @@ def trailing():
 FIRES = {
     "batches of 2, an MLP": lambda: run(2, batch=0.66, running=0.857),
     "a regression on batches of 2": lambda: run(2),
+    "batches of 2, and few examples were kept": lambda: run(2, batch=0.5, running=0.667, examples=108),
     "below_samples": lambda: effective(11.9),
     "above_cost": lambda: run(8, batch=0.8, running=0.8101, examples=10_000),
     "below_alpha": lambda: run(8, batch=0.8, running=0.82, examples=500),
@@ -60,6 +61,7 @@ FIRES = {
 }
 INFO = {
     "below_few": lambda: run(4),
+    "batches of 3, and few examples were kept": lambda: run(3, batch=0.5, running=0.55, examples=108),
     "batches of 2 that cost nothing": lambda: run(2, batch=0.9, running=0.9),
     "batches of 2 behind dropout, which explains it": lambda: run(2, batch=0.66, running=0.857, dropout="drop"),
 }

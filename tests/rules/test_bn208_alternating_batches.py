@@ -10,10 +10,10 @@ def at(**numbers):
     return testing.site_composition(**{"dispersion": 20.0, "p": 1e-9, "clusters": 0.95, "smaller": 0.5, **numbers})
 
 
-def run(*sites, row=GAN, examples=1000, batches=32):
+def run(*sites, row=GAN, examples=1000, batches=32, purity=(1.0, 0.6)):
     return testing.signals(
         testing.cells(2, training=row, examples=examples),
-        testing.composition(2, *(sites or (at(),)), batches=batches, purity=(1.0, 0.6)),
+        testing.composition(2, *(sites or (at(),)), batches=batches, purity=purity),
     )
 
 
@@ -24,6 +24,8 @@ def cost(batch, reshuffled, examples=10_000):
 FIRES = {
     "real and fake in turn": run,
     "one batch in four is fake": lambda: run(at(smaller=0.25)),
+    "no better than guessing on batches of one class": lambda: run(row=dict.fromkeys(GAN, 0.12)),
+    "above_pure and guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.91, 0.6)),
     "above_dispersion": lambda: run(at(dispersion=2.01, clusters=0.5)),
     "above_cost": lambda: cost(0.9, 0.8899),
     "below_alpha of the cost": lambda: cost(0.9, 0.88, 500),
@@ -31,6 +33,7 @@ FIRES = {
 }
 INFO = {
     "a mild difference that costs nothing": lambda: run(row=FINE),
+    "below_pure and guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.89, 0.55)),
     "below_cost": lambda: cost(0.9, 0.8901),
     "above_alpha of the cost": lambda: cost(0.9, 0.882, 500),
 }

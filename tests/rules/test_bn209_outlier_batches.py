@@ -53,12 +53,22 @@ def same_order():
     return fed
 
 
+def steps_of(update):
+    """The outlier, while parameters change by a share ``update`` of their size each step."""
+    fed = poisoned(1000.0, row=LOST)
+    fed.looks.append(
+        testing.look(48, testing.layer_look("dense", update=0.001), testing.layer_look("out", update=update))
+    )
+    return fed
+
+
 def row(batch, running):
     return {"batch": batch, "running": running}
 
 
 FIRES = {
     "one row a thousand times as wide": lambda: poisoned(1000.0, row=LOST),
+    "steps of the usual size": lambda: steps_of(0.099),
     "in a batch that was not sampled": lambda: poisoned(1000.0, at=(41,), row=LOST),
     "in the same order in every epoch": same_order,
     "a regression": lambda: poisoned(1000.0),
@@ -74,6 +84,7 @@ INFO = {
     "above_alpha": lambda: steady(3.0, 20.0, row(0.9, 0.882), examples=500),
 }
 QUIET = {
+    "steps that make another network each time": lambda: steps_of(0.101),
     "below_wide": lambda: steady(1.99, 20.0),
     "below_tail": lambda: steady(3.0, 9.9),
     "below_samples": lambda: steady(3.0, 20.0, samples=5),

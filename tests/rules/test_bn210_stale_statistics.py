@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from bnwatch import testing
@@ -19,7 +21,15 @@ def cells(lost, examples=500, *, step=9, split="evaluation", population=0.9):
     return testing.cells(step, **{split: row}, examples=examples)
 
 
+def ended(lost, *, swapped=True):
+    """Training puts other weights into the model when it ends, behind the last evaluation."""
+    known = Attachment((testing.layer(),), framework="keras 3")
+    measured = replace(cells(lost), swapped=swapped)
+    return testing.signals(known, EvaluationRecord(9, 0, 0.9, swapped=False), measured)
+
+
 FIRES = {
+    "swapped when training ends": lambda: ended(50),
     "averaged weights": lambda: swapped(
         testing.cells(
             9,
@@ -40,6 +50,8 @@ INFO = {
     "a cost that a re-estimate does not restore": lambda: swapped(cells(50, population=0.81)),
 }
 QUIET = {
+    "swapped when training ends, with statistics that fit": lambda: ended(0),
+    "nothing swapped when training ends": lambda: ended(50, swapped=False),
     "the weights of the last step": lambda: swapped(cells(50), swapped=False),
     "the best checkpoint, with its statistics": lambda: swapped(cells(0), moved=("bn",)),
     "swapped once, and back": lambda: testing.signals(
@@ -76,3 +88,10 @@ def test_what_it_costs_is_said_with_what_restores_it():
 def test_the_re_estimate_of_the_framework_is_named(framework, said):
     ((finding,), _) = cases.look(RULE, swapped(cells(50), by=framework))
     assert said in finding.helps[0]
+
+
+def test_weights_that_training_ended_with_are_named_so():
+    ((finding,), skipped) = cases.look(RULE, ended(50))
+    assert skipped == []
+    assert finding.message.startswith("the weights that training ended with are not those of the last training step")
+    assert "the running statistics do not fit them, which costs accuracy" in finding.message

@@ -3,6 +3,14 @@ from bnwatch.records import Structure
 from tests.rules import cases
 
 
+def costing(running, *, batch=0.9, population=0.5, examples=10_000):
+    """A layer behind a mask, and what its statistics cost."""
+    signals = model("embedding")
+    row = {"batch": batch, "running": running, "population": population}
+    signals.cells = testing.cells(1, training=row, examples=examples)
+    return signals
+
+
 def model(*masks, trainable=True, framework="keras 3", hidden=None):
     """A layer a mask, called once."""
     layers = tuple(
@@ -13,7 +21,14 @@ def model(*masks, trainable=True, framework="keras 3", hidden=None):
     return signals
 
 
+FIRES = {
+    "above_cost": lambda: costing(0.8899),
+    "below_alpha": lambda: costing(0.88, examples=500),
+}
 INFO = {
+    "below_cost": lambda: costing(0.8901),
+    "above_alpha": lambda: costing(0.882, examples=500),
+    "a re-estimate mends it": lambda: costing(0.5, population=0.9),
     "a mask": lambda: model("embedding"),
     "one of two": lambda: model(None, "embedding"),
     "several": lambda: model("embedding", "embedding", "masking"),
@@ -28,7 +43,7 @@ SKIPS = {
     "Chainer": (lambda: model(None, framework="chainer 7.8.1"), None),
 }
 
-test_cases = cases.runner("BN214", info=INFO, quiet=QUIET, skips=SKIPS)
+test_cases = cases.runner("BN214", fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
 def test_both_layers_are_named():

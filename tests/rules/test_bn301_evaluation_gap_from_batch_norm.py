@@ -222,9 +222,15 @@ def test_what_settles_by_itself_is_no_warning(severity, fields):
     assert {str(s) for s in cases.severities(RULE, findings)} == {severity}
 
 
-@pytest.mark.parametrize(("measured_at", "severity"), [(100, "info"), (310, "warning")])
+def test_a_lag_behind_the_weights_is_a_warning_when_training_ends():
+    for ended, severity in ((False, "info"), (True, "warning")):
+        findings, _ = cases.look(RULE, settling(400, planned=660, ended=ended))
+        assert {str(s) for s in cases.severities(RULE, findings)} == {severity}
+
+
+@pytest.mark.parametrize(("measured_at", "severity"), [(100, "info"), (2000, "warning")])
 def test_cells_of_unsettled_statistics_say_nothing_of_settled_ones(measured_at, severity):
-    findings, _ = cases.look(RULE, settling(320, planned=660, measured_at=measured_at))
+    findings, _ = cases.look(RULE, settling(2010, planned=2010, measured_at=measured_at))
     assert {str(s) for s in cases.severities(RULE, findings)} == {severity}
 
 
