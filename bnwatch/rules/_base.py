@@ -321,9 +321,10 @@ def differ(signals: Signals, sites: SharedSites, alpha: float, few: float = FEW)
     The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
     """
     table = signals.table
-    own = [n for n, site in enumerate(table.sites) if site.layer == sites.layer] if table is not None else []
-    counted = [float(table.column("count")[n]) for n in own] if table is not None else []
-    return min(counted, default=math.inf) >= few and sites.differ(alpha)
+    if table is None or not sites.differ(alpha):
+        return False
+    counts = zip(table.sites, table.column("count").tolist(), strict=True)
+    return min((count for site, count in counts if site.layer == sites.layer), default=math.inf) >= few
 
 
 def passes(signals: Signals) -> int:
