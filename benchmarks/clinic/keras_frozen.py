@@ -166,7 +166,8 @@ def freezing_undone(run: Run) -> None:
     features = pretrained(momentum=0.99)
     features.trainable = False
     model = HeadOnly(features, head())
-    model.trainable = True
+    for layer in features.layers:
+        layer.trainable = True
     run.fit(compiled(model), x, y, validation_data=(xv, yv), epochs=5, batch_size=32)
 
 

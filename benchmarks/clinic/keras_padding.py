@@ -37,7 +37,7 @@ def tagger(*, masking: bool) -> Any:
     return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
 
 
-@case("BN-130", expects="BN214", framework="keras")
+@case("BN-130", expects=("BN214", "BN207"), framework="keras")
 def padding_by_length(run: Run) -> None:
     """Batches of like lengths, all padded to the longest; the mask is lost on the way to batch norm.
 

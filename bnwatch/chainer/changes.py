@@ -6,7 +6,9 @@ an evaluation is expected to follow a step, and at evaluations; on the other ste
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -180,36 +182,45 @@ def _parameters(layers: Layers) -> Iterator[tuple[tuple[str, str], Any]]:
 
 
 class After:
-    """An optimizer's hook that is called after its update; copied or pickled together with it, it does nothing."""
+    """An optimizer's hook that is called after its update; an optimizer of one's own that knows none is not heard of.
 
-    def __init__(self, updated: Callable[[Any], None] | None = None) -> None:
+    What is copied or pickled together with it gets a hook in its place that does nothing and needs no bnwatch.
+    """
+
+    def __init__(self, updated: Callable[[Any], None]) -> None:
         self._updated = updated
 
     def __call__(self, optimizer: Any) -> None:
         """Pass on that the optimizer has updated."""
-        if self._updated is not None:
-            self._updated(optimizer)
+        self._updated(optimizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return a hook that does nothing."""
-        return After, ()
+        return operator.attrgetter, ("target",)
+
+    def listen(self, optimizer: Any) -> None:
+        """Hear of the updates; to be called now and then, as `optimizer.setup` drops every hook."""
+        before, after = _hooks(optimizer)
+        if before is None or after is None or self._name(optimizer) is not None:
+            return
+        known = {*before, *after}
+        free = next(name for name in map("bnwatch-{}".format, itertools.count()) if name not in known)
+        optimizer.add_hook(self, name=free, timing="post")
+
+    def leave(self, optimizer: Any) -> None:
+        """Hear no more of them."""
+        name = self._name(optimizer)
+        if name is not None:
+            optimizer.remove_hook(name)
+
+    def _name(self, optimizer: Any) -> str | None:
+        return next((name for name, hook in (_hooks(optimizer)[1] or {}).items() if hook is self), None)
 
 
-def listen(optimizer: Any, name: str, updated: Callable[[Any], None]) -> None:
-    """Hear of the updates of an optimizer; one of one's own that knows no hooks is not heard of."""
-    hooks = _hooks(optimizer)
-    if hooks is not None and name not in hooks:
-        optimizer.add_hook(After(updated), name=name, timing="post")
-
-
-def listens(optimizer: Any, name: str) -> bool:
-    """Return whether the hook of that name is there: `optimizer.setup` drops every hook."""
-    return name in (_hooks(optimizer) or ())
-
-
-def _hooks(optimizer: Any) -> Mapping[str, Any] | None:
+def _hooks(optimizer: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """Return the hooks before and after an update by name, None where there are none to be had."""
     hookable = getattr(optimizer, "_hookable", None)  # there is no public name
-    return getattr(hookable, "_post_update_hooks", None)
+    return getattr(hookable, "_pre_update_hooks", None), getattr(hookable, "_post_update_hooks", None)
 
 
 def evaluation_follows(trainer: Any, step: int) -> bool:

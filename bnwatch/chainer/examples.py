@@ -88,9 +88,11 @@ class KeptExamples:
             self._batches.popleft()
         self.wanted = self._renewed <= len(self._batches) and not self._enough(len(self._batches) - self._renewed)
 
-    def settle(self, last: int) -> None:
-        """Keep the ``last`` batches that were added and no others, and take in no more."""
+    def settle(self, last: int, examples: int) -> None:
+        """Keep the ``last`` batches that were added, of these as many as hold ``examples``, and take in no more."""
         while len(self._batches) > last:
+            self._batches.popleft()
+        while examples and sum(len(batch.labels) for batch in list(self._batches)[1:]) >= examples:
             self._batches.popleft()
         self.wanted = False
 
@@ -180,15 +182,15 @@ class ForwardPasses:
             whole = [p for p in passes if p.layers == list(layers)]
             self.training.add(whole[0].finish("training") if whole else _PIECEMEAL)
 
-    def end_evaluation(self) -> None:
-        """End an evaluation; only of a hand-written loop, where nobody else has its examples.
+    def end_evaluation(self, examples: int = 0) -> None:
+        """End an evaluation of so many examples; only of a hand-written loop, where nobody else has them.
 
         Those of one evaluation are enough: the next one has the same, and an example must not count twice.
         """
         self._close()
         self._done = []
         if self._inferred:
-            self.evaluation.settle(self._inferred)
+            self.evaluation.settle(self._inferred, examples)
             self._inferred = 0
 
     def _close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import weakref
@@ -13,7 +12,7 @@ import chainer
 from chainer.training import extension, triggers, updaters
 from chainer.training.extensions import Evaluator
 
-from bnwatch.chainer.changes import evaluation_follows, listen, listens
+from bnwatch.chainer.changes import After, evaluation_follows
 from bnwatch.chainer.evaluators import Evaluators
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
@@ -65,8 +64,6 @@ class _TrainerClock:
 
 _UPDATE, _TRAINED = "update", "trained"
 
-
-_numbers = itertools.count()
 
 _waiting: weakref.WeakSet[BatchNormWatch] = weakref.WeakSet()
 """Those whose Trainer has not made an iteration yet."""
@@ -129,7 +126,7 @@ class BatchNormWatch(Verdict, extension.Extension):
         self._clock: _TrainerClock | None = None
         self._evaluators: Evaluators | None = None
         self._optimizers: list[Any] = []
-        self._hook = f"bnwatch-{next(_numbers)}"
+        self._after = After(self._updated)
         self._observe = observe
         self._failed = self._used = self._leave_due = False
 
@@ -199,13 +196,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _listen(self) -> None:
         """Hear of updates, for what a step leaves is changed by other extensions before this one is called."""
         for optimizer in self._optimizers:
-            listen(optimizer, self._hook, self._updated)
+            self._after.listen(optimizer)
 
     def _listen_no_longer(self) -> None:
         optimizers, self._optimizers = self._optimizers, []
         for optimizer in optimizers:
-            if listens(optimizer, self._hook):
-                optimizer.remove_hook(self._hook)
+            self._after.leave(optimizer)
 
     def _updated(self, _optimizer: Any) -> None:
         session = self._session
@@ -225,6 +221,7 @@ class BatchNormWatch(Verdict, extension.Extension):
                 if trainer.updater.iteration == session.step:  # extended twice
                     return
                 self._end_iteration(trainer, session, self._clock, self._evaluators)
+                self._listen()
                 if self._observe:
                     trainer.observation.update(self.watch.news(session.step))
                 if self._leave_due:

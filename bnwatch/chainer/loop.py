@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import chainer
 
-from bnwatch.chainer.changes import listen, listens
+from bnwatch.chainer.changes import After
 from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.session import Session
 from bnwatch.watch import Verdict, Watch
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bnwatch.watch import OnDiagnosis
-
-_numbers = itertools.count()
 
 
 class _LoopClock:
@@ -98,7 +95,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         self._ranks.notice([*([] if optimizer is None else [optimizer]), *links])
         if self._ranks.rank:
             self.watch.silence()
-        self._optimizer, self._hook = optimizer, f"bnwatch-{next(_numbers)}"
+        self._optimizer, self._after = optimizer, After(self._updated)
         self._session: Session | None = None
 
     def __enter__(self) -> watch:  # noqa: PYI034 - typing.Self needs Python 3.11
@@ -117,8 +114,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
         session, self._session = self._session, None
         try:
             with self.watch.guard("ending the training"):
-                if listens(self._optimizer, self._hook):
-                    self._optimizer.remove_hook(self._hook)
+                self._after.leave(self._optimizer)
             with self.watch.guard("ending the training"):
                 if session is not None:
                     session.finish(complete=error is None and self.watch.enabled)
@@ -165,8 +161,7 @@ class watch(Verdict):  # noqa: N801 - reads as a function: `with bnwatch.chainer
 
     def _listen(self) -> None:
         """Hear of updates; once more after `optimizer.setup`, which drops every hook."""
-        if self._optimizer is not None:
-            listen(self._optimizer, self._hook, self._updated)
+        self._after.listen(self._optimizer)
 
     def _updated(self, optimizer: Any) -> None:
         session = self._session

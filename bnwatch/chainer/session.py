@@ -182,7 +182,7 @@ class Session:
         self._open(())
         if self.ranks.exchanging:
             self.ranks.evaluated(self.step, self.lab.running())
-        self.passes.end_evaluation()
+        self.passes.end_evaluation(int(examples))
         tally, self.tap.tally = self.tap.tally, Tally()
         outcome = self.changes.evaluated(self.step)
         layers = dict.fromkeys(call.layer for call in batch_calls if call.layer not in evaluating)
@@ -240,7 +240,9 @@ class Session:
 
     def _prepare(self) -> None:
         """Say before a step whether it is sampled, so that the others cost nothing."""
-        self.tap.sampled = self.passes.sampled = self.watch.due(self.step + 1)
+        # the last step before an evaluation, too: its batch may be an odd one
+        due = self.watch.due(self.step + 1) or (self.watch.enabled and self.changes.due(self.step + 1))
+        self.tap.sampled = self.passes.sampled = due
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         self.tap.watch_backward(wanted=self.differentiates or self.tap.sampled)
         if self.tap.sampled:

@@ -132,7 +132,9 @@ class LoopWatch(Verdict):
             return
         with self.watch.guard("recording an evaluation"):
             # what the evaluation called belongs to no step
-            tap.next_step()
+            tap.evaluation_ends()
+            if self.watch.due(self._step + 1):
+                tap.mark()
             self._open_if_built()
             if data is not None and self.watch.probe is None:
                 self._shelves["evaluation"] = Given(data, "evaluation", PROBE_BATCH)
@@ -147,6 +149,7 @@ class LoopWatch(Verdict):
                     train_accuracy=train,
                     train_examples=seen,
                     classes=classes,
+                    batch_statistics=tuple(tap.evaluated),
                     still=() if self._changes is None else self._changes.still(self._normalized),
                 )
             )

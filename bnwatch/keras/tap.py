@@ -22,6 +22,10 @@ Scope = Literal["training", "evaluation"]
 Statistics = dict[str, tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", int]]
 
 
+_BESIDE = "beside"
+"""Lane of calls outside of any function and of any gradient."""
+
+
 class Tap:
     """Records the batch statistics of every call site while steps run.
 
@@ -52,6 +56,10 @@ class Tap:
         # layers that were called, in whatever mode: in the last step, or by the function that a step is
         self._called: dict[Hashable, set[int]] = {}
         self._recorded: set[int] = set()
+        # calls of a hand-written loop of which no gradient is taken, since the last step; those with batch statistics
+        self._beside: dict[str, int] = {}
+        self._beside_batch: dict[str, int] = {}
+        self._evaluates: set[str] = set()
         self.attached = False
         # what the user has hung on the model or a layer, where a hook hangs now
         self._theirs: dict[tuple[int, str], Any] = {}
@@ -165,7 +173,11 @@ class Tap:
                     if getattr(self._here, "scope", None) == "training":
                         self._here.called.add(id(watched))
                 elif self.backend.differentiates(inputs):
+                    self._here.beside = False
                     self._called.setdefault(self.backend.calls_last(), set()).add(id(watched))
+                else:
+                    self._here.beside = True
+                    self._beside[watched.path] = self._beside.get(watched.path, 0) + 1
 
         noted = self.backend.unseen_by_compilers(note)
 
@@ -191,6 +203,12 @@ class Tap:
         if scope != "training":
             return
         lane = self.backend.lane() if self._lanes else None
+        if getattr(self._here, "beside", False):
+            self._beside_batch[watched.path] = self._beside_batch.get(watched.path, 0) + 1
+            if lane is None:
+                # an evaluation may make any number of such calls: one place for all
+                self.storage.put((_BESIDE, id(watched), 0), watched, mean, var, count)
+                return
         calls = self._eager if self._lanes else self._here.calls
         k = calls.get((lane, id(watched)), 0)
         calls[lane, id(watched)] = k + 1
@@ -207,6 +225,22 @@ class Tap:
         """Begin a new step of a hand-written loop."""
         self._eager = {key: calls for key, calls in self._eager.items() if key[0] is not None}
         self._called.pop(None, None)
+        self._note_evaluation()
+        self._beside, self._beside_batch = {}, {}
+
+    def evaluation_ends(self) -> None:
+        """Take what was called since the last step of a hand-written loop as an evaluation.
+
+        It normalized with batch statistics where it called a layer in training mode and nobody ever calls that layer in
+        inference mode beside the steps: what re-estimates statistics is followed by such calls.
+        """
+        self._note_evaluation()
+        self.evaluated.update(dict.fromkeys(self._beside_batch))
+        self.evaluated = {path: None for path in self.evaluated if path not in self._evaluates}
+        self.next_step()
+
+    def _note_evaluation(self) -> None:
+        self._evaluates |= {path for path, calls in self._beside.items() if calls > self._beside_batch.get(path, 0)}
 
     def idle(self, calls: Sequence[CallRecord]) -> tuple[str, ...]:
         """Return the layers that a step called and that did not normalize with batch statistics, in network order.

@@ -154,10 +154,10 @@ def stuck(signals: Signals, alpha: float) -> int:
         return 0
     times = sum(1 for _ in takewhile(lambda evaluation: at_chance(signals, evaluation, alpha), reversed(known)))
     cells = signals.cells
-    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells) else times
+    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells, alpha) else times
 
 
-def _telling(cells: Cells) -> bool:
+def _telling(cells: Cells, alpha: float) -> bool:
     """Return whether predictions go with the labels, be they right no more often than the most frequent class is.
 
     Of predictions that do not, a share s of one class is right for s m at most, m the share of the most frequent label,
@@ -167,7 +167,7 @@ def _telling(cells: Cells) -> bool:
         cell = row["running"]
         m, s = cell.majority, cell.largest_share
         right = round(cell.accuracy * cell.examples)
-        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < LEARNING_ALPHA:
+        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < alpha:
             return True
     return False
 
@@ -321,9 +321,10 @@ def differ(signals: Signals, sites: SharedSites, alpha: float, few: float = FEW)
     The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
     """
     table = signals.table
-    own = [n for n, site in enumerate(table.sites) if site.layer == sites.layer] if table is not None else []
-    counted = [float(table.column("count")[n]) for n in own] if table is not None else []
-    return min(counted, default=math.inf) >= few and sites.differ(alpha)
+    if table is None or not sites.differ(alpha):
+        return False
+    counts = zip(table.sites, table.column("count").tolist(), strict=True)
+    return min((count for site, count in counts if site.layer == sites.layer), default=math.inf) >= few
 
 
 def passes(signals: Signals) -> int:

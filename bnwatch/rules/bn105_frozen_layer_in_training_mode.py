@@ -38,8 +38,9 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
     if signals.table is None:
         yield Skipped("BN105", "no training step was seen")
         return
-    blocked = _dead(signals, limits["dead"]) or _single(signals)
-    still = () if blocked or not signals.evaluations else signals.evaluations[-1].still
+    still = signals.evaluations[-1].still if signals.evaluations else ()
+    if still and (_dead(signals, limits["dead"]) or _single(signals)):
+        still = ()
     if not still and all(spec.trainable for spec in signals.specs.values()):
         return
     sites = {s.spec.path: s for s in signals.sites() if s.site.index == 0 and s.site.replica == 0}
@@ -86,8 +87,11 @@ def _single(signals: Signals) -> bool:
 
     Its input is 0 then whatever comes in, so no gradient reaches its scale or what feeds it.
     """
-    counts: dict[str, set[float]] = {}
-    for table in signals.tables:
-        for site, count in zip(table.sites, table.column("count"), strict=True):
-            counts.setdefault(site.layer, set()).add(float(count))
-    return {1.0} in counts.values()
+    counted = [(table.sites, table.column("count") == 1) for table in signals.tables]
+    once = {sites[n].layer for sites, single in counted for n in single.nonzero()[0].tolist()}
+    if not once:
+        return False
+    more = {
+        site.layer for sites, single in counted for site, one in zip(sites, single.tolist(), strict=True) if not one
+    }
+    return bool(once - more)

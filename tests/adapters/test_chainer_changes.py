@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from chainer import serializers
 from chainer.training import extensions
 
 import bnwatch.chainer
-from bnwatch.chainer.changes import ENTRIES, After, listen, listens, sample_of
+from bnwatch.chainer.changes import ENTRIES, After, sample_of
 
 from . import chainer_models as models
 from .chainer_models import F, L, chainer, training
@@ -281,21 +283,125 @@ def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
         assert entries[-1] + size // ENTRIES + 1 >= size - 1
 
 
+# The hook
+
+
+def hooks_of(optimizer: Any) -> dict[str, Any]:
+    return optimizer._hookable._post_update_hooks
+
+
 def test_an_optimizer_that_knows_no_hooks_is_left_alone() -> None:
-    optimizer = object()
-    listen(optimizer, "bnwatch", print)
-    assert not listens(optimizer, "bnwatch")
+    for optimizer in (object(), None, chainer.optimizers.Adam()):
+        After(print).listen(optimizer)
+        After(print).leave(optimizer)
 
 
-def test_the_hook_is_nothing_in_a_copy() -> None:
-    import copy
+def test_the_hook_takes_no_name_that_is_taken() -> None:
+    optimizer = chainer.optimizers.Adam().setup(models.MLP())
+    optimizer.add_hook(print, name="bnwatch-0", timing="post")
+    optimizer.add_hook(print, name="bnwatch-1", timing="pre")
+    first, second = After(print), After(print)
+    for hook in (first, second, first):
+        hook.listen(optimizer)
+    assert list(hooks_of(optimizer).items()) == [("bnwatch-0", print), ("bnwatch-2", first), ("bnwatch-3", second)]
+    first.leave(optimizer)
+    first.leave(optimizer)
+    assert list(hooks_of(optimizer)) == ["bnwatch-0", "bnwatch-3"]
 
-    called: list[Any] = []
-    hook = After(called.append)
-    copy.deepcopy(hook)("optimizer")
-    assert not called
-    hook("optimizer")
-    assert called == ["optimizer"]
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+def test_what_is_copied_in_training_trains_on_unwatched_and_needs_no_bnwatch(copied: Any, tmp_path: Any) -> None:
+    found = []
+    for watching in (False, True):
+        np.random.seed(3)  # noqa: NPY002
+        trainer = models.trainer_of(models.MLP(dropout=0.0), tmp_path)
+        copies: list[Any] = []
+        taken = copies.append
+        trainer.extend(
+            lambda t, taken=taken: taken(copied(t.updater.get_optimizer("main"))),
+            name="copy",
+            trigger=(1, "epoch"),
+            priority=1 if watching else 500,
+        )
+        if watching:
+            trainer.extend(bnwatch.chainer.BatchNormWatch(None, every=2, on_diagnosis="log"))
+        trainer.run()
+        first = copies[0]
+        assert "bnwatch" not in pickle.dumps(first.target).decode("latin1")
+        assert b"bnwatch.chainer" not in pickle.dumps(first)
+        assert len(hooks_of(first)) == watching
+        (x, t), t_before = models.data(64), first.t
+        for _ in range(3):
+            first.update(first.target, x, t)
+        assert first.t == t_before + 3
+        found.append(models.state_of(*(one.target for one in copies), *copies))
+    assert found[0] == found[1]
+
+
+def test_a_copied_optimizer_is_watched_like_any_other() -> None:
+    model = models.MLP()
+    optimizer = chainer.optimizers.Adam().setup(model)
+    with bnwatch.chainer.watch(model, None, optimizer=optimizer, on_diagnosis="log"):
+        kept = pickle.loads(pickle.dumps(optimizer))  # noqa: S301
+    assert not hooks_of(optimizer)
+    x, t = models.data(64)
+    with bnwatch.chainer.watch(kept.target, None, optimizer=kept, every=1, on_diagnosis="log") as watch:
+        for _ in range(4):
+            kept.update(lambda: F.softmax_cross_entropy(kept.target(x), t))
+    assert watch.report().steps == 4
+    assert len(hooks_of(kept)) == 1  # the one that was copied, and does nothing
+
+
+def test_an_optimizer_that_is_set_up_anew_while_it_trains(tmp_path: Any, record: models.Record) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    optimizer = trainer.updater.get_optimizer("main")
+    trainer.extend(lambda _: optimizer.setup(optimizer.target), name="anew", trigger=(8, "iteration"), priority=50)
+    watched(trainer)
+    assert [e.swapped for e in record.evaluations] == [False] * 3
+
+
+def test_hooks_of_the_users_own_run_as_without_a_watch(tmp_path: Any) -> None:
+    found = []
+    for watching in (False, True):
+        np.random.seed(3)  # noqa: NPY002
+        trainer = models.trainer_of(models.MLP(), tmp_path)
+        optimizer, told = trainer.updater.get_optimizer("main"), []
+
+        def clip(optimizer: Any, told: Any = told) -> None:
+            told.append([p.grad is not None for p in optimizer.target.params()])
+            for parameter in optimizer.target.params():
+                np.clip(parameter.array, -0.5, 0.5, out=parameter.array)
+            optimizer.target.cleargrads()
+
+        optimizer.add_hook(clip, name="clip", timing="post")
+        trainer.extend(
+            lambda _, o=optimizer, clip=clip: o.add_hook(clip, name="later", timing="post"),
+            name="add", trigger=(20, "iteration"), priority=50,
+        )  # fmt: skip
+        if watching:
+            trainer.extend(bnwatch.chainer.BatchNormWatch(None, every=2, on_diagnosis="log"))
+        trainer.run()
+        assert list(hooks_of(optimizer)) == ["clip", "later"]
+        grads = [None if p.grad is None else p.grad.tobytes() for p in optimizer.target.params()]
+        found.append((told, grads, models.state_of(optimizer.target, optimizer)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_update_that_fails_leaves_no_hook(error: type[BaseException], tmp_path: Any) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    optimizer = trainer.updater.get_optimizer("main")
+
+    def fail(optimizer: Any) -> None:
+        if optimizer.t == 5:
+            raise error
+
+    optimizer.add_hook(fail, name="fail", timing="post")
+    trainer.extend(bnwatch.chainer.BatchNormWatch(None, on_diagnosis="log"))
+    with pytest.raises(error):
+        trainer.run(show_loop_exception_msg=False)
+    assert list(hooks_of(optimizer)) == ["fail"]
+    assert not chainer.get_function_hooks()
 
 
 @pytest.mark.parametrize("loaded_inside", [False, True])

@@ -84,7 +84,7 @@ def test_batches_are_kept_as_they_were_composed(model: Any, call: Any) -> None:
 
 @pytest.mark.parametrize("left", [False, True])
 def test_evaluation_examples_are_those_of_one_evaluation(left: bool) -> None:
-    """Each counts once, and a training batch that runs in inference mode is none of them."""
+    """Each counts once; training examples that run in inference mode, in a step or before it, are none of them."""
     model, (x, t), (xv, tv) = models.MLP(), models.data(256), models.data(40, seed=1)
     optimizer = chainer.optimizers.Adam().setup(model)
     with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
@@ -97,6 +97,7 @@ def test_evaluation_examples_are_those_of_one_evaluation(left: bool) -> None:
                 optimizer.update()
                 watch.step()
             with chainer.using_config("train", False), chainer.no_backprop_mode():
+                F.softmax_cross_entropy(model(x), t)
                 for start in (0, 20):
                     F.softmax_cross_entropy(model(xv[start : start + 20]), tv[start : start + 20])
             watch.evaluation(accuracy=0.5, examples=40)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -89,3 +92,36 @@ def test_an_interrupted_loop_leaves_no_hook() -> None:
         F.relu(model(models.data()[0]))
         raise KeyboardInterrupt
     assert not chainer.get_function_hooks()
+
+
+@pytest.mark.parametrize("kept", [pickle.dumps, copy.deepcopy, lambda one: one.copy(), state_of])
+def test_what_is_kept_of_a_model_in_mid_training(kept: Any) -> None:
+    found = []
+    for watched in (False, True):
+        np.random.seed(3)  # noqa: NPY002
+        model = models.CNN()
+        optimizer = chainer.optimizers.Adam().setup(model)
+        watching = bnwatch.chainer.watch(model, None, every=1, on_diagnosis="log") if watched else nullcontext()
+        (x, t), copies = models.data(64), []
+        with watching as watch:
+            for _ in range(6):
+                loss = F.softmax_cross_entropy(model(x), t)
+                copies.append(kept(model))  # between the pass and the update
+                model.cleargrads()
+                loss.backward()
+                optimizer.update()
+                copies.append(kept(model))
+                if watched:
+                    watch.step(loss=loss)
+                with chainer.using_config("train", False), chainer.no_backprop_mode():
+                    copies.append(kept(model))
+                    model(x)
+                if watched:
+                    watch.evaluation(accuracy=0.5, examples=64)
+        if watched:
+            assert watch.report().samples == 6
+            assert not [d for d in watch.diagnoses if d.rule == "BN903"]
+        links = [one for one in copies if isinstance(one, chainer.Link)]
+        assert all(set(vars(link)) == set(vars(model)) for link in links)
+        found.append([state_of(one) if isinstance(one, chainer.Link) else one for one in copies])
+    assert found[0] == found[1]

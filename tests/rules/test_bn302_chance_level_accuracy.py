@@ -133,7 +133,7 @@ def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10
         wrong = np.arange(EXAMPLES) % 5 == 0
         return Cell(np.ones_like(labels) if constant else np.where(wrong, 1 - labels, labels), labels)
 
-    rows = ({"batch": cell(share), "running": cell(share)} for share in (training, evaluation))
+    rows = [{"batch": cell(share), "running": cell(share)} for share in (training, evaluation)]
     return lambda: at(*evaluations(*[accuracy] * 3, train=0.8, classes=2), Cells(step, 0, 2, *rows))
 
 
