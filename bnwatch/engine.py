@@ -105,6 +105,10 @@ class Engine:
         """Return whether a rule waits for one of these experiments."""
         return any(s.needs in experiments for s in self._skipped.values())
 
+    def holds(self, key: str) -> bool:
+        """Return whether the last look that its rule took still found this diagnosis, cleared or not."""
+        return not self._quiet.get(key)
+
     def run(self, signals: Signals, only: str | None = None) -> list[Diagnosis]:
         """Run every rule, or ``only`` one; return the diagnoses that appeared, changed or cleared."""
         before = dict(self._diagnoses)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
+    from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look, Split
     from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
 
     Float32 = NDArray[np.float32]
@@ -290,6 +290,13 @@ class Signals:
                 return 1.0 / evaluation.classes
         outputs = self.looks[-1].layers[-1].units if self.looks and self.looks[-1].layers else 0
         return 1.0 / outputs if outputs > 1 else None
+
+    def chance_on(self, split: Split) -> float | None:
+        """Return `chance` of one split: the two may hold the classes in other shares."""
+        rows = dict(self.cells.rows()) if self.cells is not None else {}
+        if self.cells is None or split not in rows:
+            return self.chance
+        return max(next(iter(rows[split].values())).majority, 1.0 / self.cells.classes)
 
     @property
     def learning(self) -> bool:

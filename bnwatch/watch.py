@@ -606,11 +606,14 @@ class Watch:
         self._noted = now
 
     def _announce(self) -> None:
-        """Tell each active diagnosis once, and once more when it got graver; causes together with consequences."""
+        """Tell each active diagnosis once, and once more when it got graver; causes together with consequences.
+
+        What an experiment refuted before anybody heard of it is not told.
+        """
         news = {
             d.key: d
             for d in self.diagnoses
-            if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO)
+            if d.state == "active" and d.severity > self._told.get(d.key, Severity.INFO) and self._engine.holds(d.key)
         }
         self._told.update({key: d.severity for key, d in news.items()})
         for diagnosis in news.values():

@@ -179,6 +179,15 @@ def test_allowed_diagnoses_clear_too():
     assert run.diagnoses[0].state == "cleared"
 
 
+def test_what_the_last_look_did_not_find_no_longer_holds():
+    run = engine(script("BN801", found(), None, Skipped("BN801", "no data"), found()))
+    held = []
+    for step in (1, 2, 3, 4):
+        run.run(at(step))
+        held.append((run.diagnoses[0].state, run.holds("BN801 bn")))
+    assert held == [("active", True), ("active", False), ("active", False), ("active", True)]
+
+
 def test_a_consequence_names_its_cause():
     run = engine(
         script("BN801", found("a"), found("a"), None, None), script("BN802", *[found("b")] * 4, causes=("BN801",))

@@ -539,6 +539,21 @@ def test_a_rule_that_asks_gets_the_cells():
     assert "BN301" in rules(watch)
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_an_experiment_refutes_before_it_was_told_is_not_told(looks):
+    told = []
+    with Watch(None, every=1, on_diagnosis=told.append) as watch:
+        call(watch)
+        watch.step()
+        for _ in range(3):
+            guessed = {"examples": 1000, "train_accuracy": 0.25, "train_examples": 1000, "classes": 4}
+            watch.evaluated(EvaluationRecord(watch.signals.step, 0, 0.25, **guessed))
+        assert "BN302" in rules(watch)
+        if looks:
+            experiment(watch, testing.FakeLaboratory.stacked("bn"))
+    assert [d.rule for d in told] == ([] if looks else ["BN302"])
+
+
 def test_what_the_cells_show_is_attributed_once(tmp_path):
     pytest.importorskip("tensorboard")
     from bnwatch.sinks.tensorboard import read_runs

@@ -88,6 +88,14 @@ class KeptExamples:
             self._batches.popleft()
         self.wanted = self._renewed <= len(self._batches) and not self._enough(len(self._batches) - self._renewed)
 
+    def settle(self, last: int, examples: int) -> None:
+        """Keep the ``last`` batches that were added, of these as many as hold ``examples``, and take in no more."""
+        while len(self._batches) > last:
+            self._batches.popleft()
+        while examples and sum(len(batch.labels) for batch in list(self._batches)[1:]) >= examples:
+            self._batches.popleft()
+        self.wanted = False
+
     def _too_much(self) -> bool:
         return self._enough(1) or sum(size_of(batch.inputs) for batch in self._batches) > _BYTES
 
@@ -125,6 +133,7 @@ class ForwardPasses:
         self._stack = Stack(list(models))
         self._current: _Pass | None = None
         self._done: list[_Pass] = []
+        self._inferred = 0
 
     @property
     def wanted(self) -> bool:
@@ -164,16 +173,25 @@ class ForwardPasses:
     def end_step(self, layers: Sequence[int]) -> None:
         """End a training step that normalized in these layers."""
         self._close()
+        if self._inferred:
+            self._inferred = 0
+            self.evaluation.renew()  # a step that runs in inference mode is not an evaluation
         passes = [p for p in self._done if p.training]
         self._done = []
         if passes:
             whole = [p for p in passes if p.layers == list(layers)]
             self.training.add(whole[0].finish("training") if whole else _PIECEMEAL)
 
-    def end_evaluation(self) -> None:
-        """End an evaluation; only of a hand-written loop, where nobody else has its examples."""
+    def end_evaluation(self, examples: int = 0) -> None:
+        """End an evaluation of so many examples; only of a hand-written loop, where nobody else has them.
+
+        Those of one evaluation are enough: the next one has the same, and an example must not count twice.
+        """
         self._close()
         self._done = []
+        if self._inferred:
+            self.evaluation.settle(self._inferred, examples)
+            self._inferred = 0
 
     def _close(self) -> None:
         done, self._current = self._current, None
@@ -183,7 +201,9 @@ class ForwardPasses:
             self._done.append(done)
         else:
             self.eager |= done.call is None
-            self.evaluation.add(done.finish("evaluation"))
+            found = done.finish("evaluation")
+            self._inferred += isinstance(found, Examples)
+            self.evaluation.add(found)
 
 
 _PIECEMEAL = (

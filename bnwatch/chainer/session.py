@@ -182,7 +182,7 @@ class Session:
         self._open(())
         if self.ranks.exchanging:
             self.ranks.evaluated(self.step, self.lab.running())
-        self.passes.end_evaluation()
+        self.passes.end_evaluation(int(examples))
         tally, self.tap.tally = self.tap.tally, Tally()
         outcome = self.changes.evaluated(self.step)
         layers = dict.fromkeys(call.layer for call in batch_calls if call.layer not in evaluating)

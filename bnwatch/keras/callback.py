@@ -10,7 +10,7 @@ from bnwatch.diagnosis import BatchNormWarning
 from bnwatch.keras.backends import backend_of
 from bnwatch.keras.backends.base import TOGGLED
 from bnwatch.keras.library import installed
-from bnwatch.keras.session import Session
+from bnwatch.keras.session import DISPLACED, Session
 from bnwatch.watch import Verdict, Watch
 
 if TYPE_CHECKING:
@@ -160,6 +160,9 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
         session = self._session
         if session is None or not self.watch.enabled:
             return
+        if not session.tap.attached:
+            self.watch.refuse(DISPLACED)
+            return
         with self.watch.guard(doing):
             call(session)
 
@@ -173,28 +176,34 @@ class BatchNormWatch(Verdict, installed().callbacks.Callback):  # type: ignore[m
 
 
 class _Last(installed().callbacks.Callback):  # type: ignore[misc]
-    """Stands at the end of the callbacks for one that has a predecessor's place, when training ends."""
+    """Stands at the end of the callbacks for those that have a predecessor's place, when training ends."""
 
-    def __init__(self, callbacks: list[Any], ended: Callable[[], None]) -> None:
+    def __init__(self, callbacks: list[Any]) -> None:
         super().__init__()
-        self._callbacks, self._ended = callbacks, ended
+        self._callbacks = callbacks
+        self.waiting: list[BatchNormWatch] = []
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
         self._callbacks.remove(self)
-        self._ended()
+        for callback in self.waiting:
+            callback.train_ended()
 
 
 def _comes_last(callback: BatchNormWatch) -> bool:
     """Arrange that a callback is called again when all others are through; return whether that was possible.
 
-    Keras runs over a list of which a callback knows nothing; that of the caller can be seen.
+    Keras runs over a list of which a callback knows nothing; that of the caller can be seen. Somebody else's list may
+    be run over in another order, or be a copy.
     """
-    callbacks = getattr(sys._getframe(2).f_locals.get("self"), "callbacks", None)  # noqa: SLF001 - see above
-    if not isinstance(callbacks, list) or not any(one is callback for one in callbacks[:-1]):
+    caller: Any = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - see above
+    if not any(kind.__name__ == "CallbackList" for kind in type(caller).__mro__):
         return False
-    if isinstance(callbacks[-1], _Last) or callbacks[-1] is callback:
+    callbacks = caller.callbacks
+    if callbacks[-1] is callback:
         return False
-    callbacks.append(_Last(callbacks, callback.train_ended))
+    if not isinstance(callbacks[-1], _Last):
+        callbacks.append(_Last(callbacks))
+    callbacks[-1].waiting.append(callback)
     return True
 
 

@@ -97,7 +97,9 @@ class Changes:
         return tuple(found) if found and _differ(others, self._trained()) else ()
 
     def _iterations(self) -> int | None:
-        iterations = getattr(getattr(self._backend.model, "optimizer", None), "iterations", None)
+        optimizer: Any = getattr(self._backend.model, "optimizer", None)
+        # the variable: what is made public may be computed from it, where gradients are accumulated
+        iterations = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_iterations", None)
         return None if iterations is None else int(self._backend.values([iterations])[0])
 
     def _trained(self) -> list[tuple[Any, bytes]]:

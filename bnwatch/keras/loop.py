@@ -13,7 +13,7 @@ from bnwatch.keras.changes import Changes
 from bnwatch.keras.experiments import Given, probes
 from bnwatch.keras.keep import Kept, array_of
 from bnwatch.keras.laboratory import KerasLaboratory
-from bnwatch.keras.session import FINAL_SECONDS, attachment
+from bnwatch.keras.session import DISPLACED, FINAL_SECONDS, attachment
 from bnwatch.keras.structure import structure
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot, Structure
@@ -66,7 +66,7 @@ class LoopWatch(Verdict):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Look once more unless the loop raised, detach and conclude."""
         try:
-            if kind is None and self._tap is not None and self.watch.enabled:
+            if kind is None and self._attached() is not None:
                 with self.watch.guard("looking once more"):
                     self._open_if_built()
                     seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
@@ -102,17 +102,18 @@ class LoopWatch(Verdict):
                 the values of ``model.trainable_variables``, those of ``model.non_trainable_variables``, and whatever
                 else.
         """
-        if self._tap is None or not self.watch.enabled:
+        tap = self._attached()
+        if tap is None:
             return
         with self.watch.guard("ending a step"):
             self._step += 1
             self._backend.hold(state)
             self._accuracy.add(accuracy, examples)
             if self.watch.due(self._step):
-                self._sample(self._tap, loss, batch)
-            self._tap.next_step()
+                self._sample(tap, loss, batch)
+            tap.next_step()
             if self.watch.due(self._step + 1):
-                self._tap.mark()
+                tap.mark()
 
     def evaluation(
         self, *, accuracy: Any = None, loss: Any = None, examples: int = 0, classes: int = 0, data: Any = None
@@ -126,11 +127,14 @@ class LoopWatch(Verdict):
             classes: number of classes.
             data: evaluation data for the experiments: ``(x, y)``, or an iterable of such batches that can be repeated.
         """
-        if self._tap is None or not self.watch.enabled:
+        tap = self._attached()
+        if tap is None:
             return
         with self.watch.guard("recording an evaluation"):
             # what the evaluation called belongs to no step
-            self._tap.next_step()
+            tap.evaluation_ends()
+            if self.watch.due(self._step + 1):
+                tap.mark()
             self._open_if_built()
             if data is not None and self.watch.probe is None:
                 self._shelves["evaluation"] = Given(data, "evaluation", PROBE_BATCH)
@@ -145,11 +149,21 @@ class LoopWatch(Verdict):
                     train_accuracy=train,
                     train_examples=seen,
                     classes=classes,
+                    batch_statistics=tuple(tap.evaluated),
                     still=() if self._changes is None else self._changes.still(self._normalized),
                 )
             )
             self._experiment(seconds_after(time.perf_counter() - self._epoch_began), final=False)
             self._epoch, self._epoch_began = self._epoch + 1, time.perf_counter()
+
+    def _attached(self) -> Tap | None:
+        """Return the tap, None where nothing is watched any more."""
+        if self._tap is None or not self.watch.enabled:
+            return None
+        if not self._tap.attached:
+            self.watch.refuse(DISPLACED)
+            return None
+        return self._tap
 
     def _sample(self, tap: Tap, loss: Any, batch: tuple[Any, Any] | None) -> None:
         self._open_if_built()

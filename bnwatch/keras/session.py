@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FINAL_SECONDS = 10.0
 """The last experiment may take these seconds in any case: a little more than the others."""
+DISPLACED = "another watch was attached to a layer of this model, which holds one at a time"
+"""Said by the watch that was there before."""
 
 
 def attachment(tap: Tap) -> Attachment:

@@ -22,6 +22,10 @@ Scope = Literal["training", "evaluation"]
 Statistics = dict[str, tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", int]]
 
 
+_BESIDE = "beside"
+"""Lane of calls outside of any function and of any gradient."""
+
+
 class Tap:
     """Records the batch statistics of every call site while steps run.
 
@@ -52,6 +56,13 @@ class Tap:
         # layers that were called, in whatever mode: in the last step, or by the function that a step is
         self._called: dict[Hashable, set[int]] = {}
         self._recorded: set[int] = set()
+        # calls of a hand-written loop of which no gradient is taken, since the last step; those with batch statistics
+        self._beside: dict[str, int] = {}
+        self._beside_batch: dict[str, int] = {}
+        self._evaluates: set[str] = set()
+        self.attached = False
+        # what the user has hung on the model or a layer, where a hook hangs now
+        self._theirs: dict[tuple[int, str], Any] = {}
 
     # hooks
 
@@ -62,6 +73,7 @@ class Tap:
             known: running statistics and updates at the end of an earlier watch, to go on counting where nothing moved.
             before_evaluation: called before anything else where the model is evaluated, whatever callbacks there are.
         """
+        self.attached = True
         self._hook(self.layers, known or {})
         if not self._lanes:
             self._wrap("train_step", "training")
@@ -87,6 +99,7 @@ class Tap:
 
     def unhook(self) -> None:
         """Take every hook off again; nothing is read, so this works whatever the variables hold."""
+        self.attached = False
         for name in ("train_step", "test_step", "evaluate"):
             self._unhook(self.model, name)
         for watched in self.layers:
@@ -99,12 +112,20 @@ class Tap:
             watched.updates = self._updates_so_far(watched, known)
             hooks = self.backend.hooks(watched, self._recording(watched))
             for name, hook in {**hooks, "call": self._calling(watched)}.items():
-                hook.bnwatch_tap = self  # type: ignore[attr-defined]
-                watched.layer.__dict__[name] = hook
+                self._hang(watched.layer, name, hook)
+
+    def _hang(self, owner: Any, name: str, hook: Any) -> None:
+        if name in owner.__dict__:
+            self._theirs[id(owner), name] = owner.__dict__[name]
+        hook.bnwatch_tap = self
+        owner.__dict__[name] = hook
 
     def _unhook(self, owner: Any, name: str) -> None:
-        if getattr(owner.__dict__.get(name), "bnwatch_tap", None) is self:
-            del owner.__dict__[name]
+        if getattr(owner.__dict__.get(name), "bnwatch_tap", None) is not self:
+            return
+        del owner.__dict__[name]
+        if (id(owner), name) in self._theirs:
+            owner.__dict__[name] = self._theirs.pop((id(owner), name))
 
     def _wrap(self, name: str, scope: Scope) -> None:
         step = getattr(self.model, name)
@@ -113,8 +134,7 @@ class Tap:
             with self._inside(scope):
                 return step(*args, **kwargs)
 
-        wrapped.bnwatch_tap = self  # type: ignore[attr-defined]
-        self.model.__dict__[name] = wrapped
+        self._hang(self.model, name, wrapped)
 
     def _announce(self, before_evaluation: Callable[[], None]) -> None:
         own = self.model.evaluate
@@ -125,8 +145,7 @@ class Tap:
                 before_evaluation()
             return own(*args, **kwargs)
 
-        evaluate.bnwatch_tap = self  # type: ignore[attr-defined]
-        self.model.__dict__["evaluate"] = evaluate
+        self._hang(self.model, "evaluate", evaluate)
 
     @contextmanager
     def _inside(self, scope: Scope) -> Iterator[None]:
@@ -154,7 +173,11 @@ class Tap:
                     if getattr(self._here, "scope", None) == "training":
                         self._here.called.add(id(watched))
                 elif self.backend.differentiates(inputs):
+                    self._here.beside = False
                     self._called.setdefault(self.backend.calls_last(), set()).add(id(watched))
+                else:
+                    self._here.beside = True
+                    self._beside[watched.path] = self._beside.get(watched.path, 0) + 1
 
         noted = self.backend.unseen_by_compilers(note)
 
@@ -180,6 +203,12 @@ class Tap:
         if scope != "training":
             return
         lane = self.backend.lane() if self._lanes else None
+        if getattr(self._here, "beside", False):
+            self._beside_batch[watched.path] = self._beside_batch.get(watched.path, 0) + 1
+            if lane is None:
+                # an evaluation may make any number of such calls: one place for all
+                self.storage.put((_BESIDE, id(watched), 0), watched, mean, var, count)
+                return
         calls = self._eager if self._lanes else self._here.calls
         k = calls.get((lane, id(watched)), 0)
         calls[lane, id(watched)] = k + 1
@@ -196,6 +225,22 @@ class Tap:
         """Begin a new step of a hand-written loop."""
         self._eager = {key: calls for key, calls in self._eager.items() if key[0] is not None}
         self._called.pop(None, None)
+        self._note_evaluation()
+        self._beside, self._beside_batch = {}, {}
+
+    def evaluation_ends(self) -> None:
+        """Take what was called since the last step of a hand-written loop as an evaluation.
+
+        It normalized with batch statistics where it called a layer in training mode and nobody ever calls that layer in
+        inference mode beside the steps: what re-estimates statistics is followed by such calls.
+        """
+        self._note_evaluation()
+        self.evaluated.update(dict.fromkeys(self._beside_batch))
+        self.evaluated = {path: None for path in self.evaluated if path not in self._evaluates}
+        self.next_step()
+
+    def _note_evaluation(self) -> None:
+        self._evaluates |= {path for path, calls in self._beside.items() if calls > self._beside_batch.get(path, 0)}
 
     def idle(self, calls: Sequence[CallRecord]) -> tuple[str, ...]:
         """Return the layers that a step called and that did not normalize with batch statistics, in network order.

@@ -17,7 +17,7 @@ from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, g
 
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Quantity, Severity
-    from bnwatch.evidence import Cell, Cells, Split, Statistics
+    from bnwatch.evidence import Cell, Cells, Entering, Split, Statistics
     from bnwatch.records import EvaluationRecord
 
 COLUMNS: dict[Statistics, str] = {
@@ -134,23 +134,42 @@ def innocence(cells: Cells | None) -> tuple[str, ...]:
     )
 
 
-def at_chance(evaluation: EvaluationRecord, chance: float, alpha: float) -> bool:
+def at_chance(signals: Signals, evaluation: EvaluationRecord, alpha: float) -> bool:
     """Return whether training and evaluation accuracy are what a constant predictor or a guesser can reach."""
-    pairs = [(evaluation.accuracy, evaluation.examples), (evaluation.train_accuracy, evaluation.train_examples)]
+    known = (
+        (evaluation.accuracy, evaluation.examples, signals.chance_on("evaluation")),
+        (evaluation.train_accuracy, evaluation.train_examples, signals.chance_on("training")),
+    )
     return all(
         moments.binomial_survival(round(accuracy * examples), examples, chance) > alpha
-        for accuracy, examples in pairs
-        if accuracy is not None and examples
+        for accuracy, examples, chance in known
+        if accuracy is not None and examples and chance is not None
     )
 
 
 def stuck(signals: Signals, alpha: float) -> int:
     """Return for how many evaluations in a row, the last one among them, accuracy has been what guessing gives."""
-    chance = signals.chance
     known = [e for e in signals.evaluations if e.accuracy is not None and e.examples]
-    if chance is None:
+    if signals.chance is None:
         return 0
-    return sum(1 for _ in takewhile(lambda evaluation: at_chance(evaluation, chance, alpha), reversed(known)))
+    times = sum(1 for _ in takewhile(lambda evaluation: at_chance(signals, evaluation, alpha), reversed(known)))
+    cells = signals.cells
+    return 0 if times and cells is not None and cells.step >= known[-times].step and _telling(cells, alpha) else times
+
+
+def _telling(cells: Cells, alpha: float) -> bool:
+    """Return whether predictions go with the labels, be they right no more often than the most frequent class is.
+
+    Of predictions that do not, a share s of one class is right for s m at most, m the share of the most frequent label,
+    and the others for min(m, 1 - m). It matters where classes are rare, or weighted in the loss.
+    """
+    for _, row in cells.rows():
+        cell = row["running"]
+        m, s = cell.majority, cell.largest_share
+        right = round(cell.accuracy * cell.examples)
+        if moments.binomial_survival(right, cell.examples, s * m + (1.0 - s) * min(m, 1.0 - m)) < alpha:
+            return True
+    return False
 
 
 def harmless(signals: Signals, statistics: Statistics = "running") -> bool:
@@ -189,6 +208,26 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     if found is None or found[0] <= 0.0 or found[1] >= alpha:
         return None
     return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
+
+
+def same_accuracy(one: Cell, two: Cell) -> float:
+    """Return the one-sided p-value that two samples have the same accuracy (z test), against the first being better."""
+    pooled = (one.accuracy * one.examples + two.accuracy * two.examples) / (one.examples + two.examples)
+    error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / one.examples + 1.0 / two.examples))
+    return 1.0 if error == 0.0 else 0.5 * math.erfc((one.accuracy - two.accuracy) / error / math.sqrt(2.0))
+
+
+def first_difference(entering: Entering, same: float, apart: float) -> int | None:
+    """Return the number of the first call site at which evaluation inputs differ, None where they do at none.
+
+    ``same`` is the share of false alarms, all call sites together, ``apart`` the standard deviations between the means
+    or the logarithm of the ratio of spreads that it takes besides.
+    """
+    for number, site in enumerate(entering.sites):
+        certain = site.p_value is not None and site.p_value * len(entering.sites) < same
+        if certain and max(site.mean_shift, abs(math.log(site.std_ratio))) > apart:
+            return number
+    return None
 
 
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:
@@ -276,7 +315,7 @@ def current_cells(signals: Signals) -> Cells | None:
     return None if cells is None or (evaluations and cells.step < evaluations[-1].step) else cells
 
 
-def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
+def differ(signals: Signals, sites: SharedSites, alpha: float, few: float = FEW) -> bool:
     """Return whether the call sites of a layer see different data; with few elements a call that cannot be told.
 
     The logarithm of a variance of so few has a long tail, and a last batch may leave some calls next to none.
@@ -285,7 +324,7 @@ def differ(signals: Signals, sites: SharedSites, alpha: float) -> bool:
     if table is None or not sites.differ(alpha):
         return False
     counts = zip(table.sites, table.column("count").tolist(), strict=True)
-    return min((count for site, count in counts if site.layer == sites.layer), default=math.inf) >= FEW
+    return min((count for site, count in counts if site.layer == sites.layer), default=math.inf) >= few
 
 
 def passes(signals: Signals) -> int:

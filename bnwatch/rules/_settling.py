@@ -52,11 +52,12 @@ def held(site: SiteSignals, updates: float) -> float:
     """Return the share of the initial values in the running statistics after that many updates.
 
     That is d^n of the mean, and of the variance d^n of the initial one: where the data have a far smaller variance,
-    what is left of the initial one is most of it.
+    what is left of the initial one is most of it. A share w of a mean that began two standard deviations off is 2 w of
+    them, a share s of the variance widens the standard deviation by s / 2: so of the variance a quarter counts.
     """
     weight = moments.initial_weight(site.spec.decay, updates)
     variance, initial = site.running_std**2, site.spec.initial[1]
-    return min(1.0, max(weight, weight * initial / variance)) if variance > 0.0 else weight
+    return min(1.0, max(weight, weight * initial / variance / 4.0)) if variance > 0.0 else weight
 
 
 def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
@@ -70,8 +71,11 @@ def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
 
 def updates_until(site: SiteSignals, weight: float = WEIGHT) -> int:
     """Return the updates after which a layer holds less than a share of its initial values, see `held`."""
-    smaller = min(1.0, site.batch_std**2 / site.spec.initial[1]) if site.spec.initial[1] > 0.0 else 1.0
-    return moments.updates_until(site.spec.decay, weight * smaller if smaller > 0.0 else weight)
+    mean = moments.updates_until(site.spec.decay, weight)
+    smaller = site.batch_std**2 / site.spec.initial[1] if site.spec.initial[1] > 0.0 else 1.0
+    if not 0.0 < 4.0 * smaller < 1.0:
+        return mean
+    return moments.updates_until(site.spec.decay, weight * 4.0 * smaller)
 
 
 def lagging(signals: Signals) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, blind, differ, harmless, innocence, passes, rule
+from bnwatch.rules._base import FEW, SAME, Finding, Limits, Threshold, blind, differ, harmless, innocence, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     samples=Threshold(4, "convention", "sampled steps from which the spread over steps is estimated"),
     alpha=Threshold(SAME, "convention", "false alarms per layer and look"),
     shift=Threshold(0.1, "convention", "standard deviations by which evaluation would move the normalized output"),
+    few=Threshold(FEW, "derived", "elements a call: the variance of fewer has a tail that no F test allows for"),
 )
 def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """One layer normalizes two call sites or more whose statistics differ."""
@@ -31,7 +32,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
             continue
         shift = max(apart["between_shift"], apart["between_scale"])
-        apart_enough = shift > limits["shift"] and differ(signals, apart, limits["alpha"])
+        apart_enough = shift > limits["shift"] and differ(signals, apart, limits["alpha"], limits["few"])
         if repeated and not apart_enough:  # which is BN213
             continue
         evidence = {

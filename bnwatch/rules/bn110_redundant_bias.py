@@ -18,7 +18,8 @@ def redundant_bias(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
     """A layer in front of batch normalization with an offset has a bias, which cannot have an effect."""
     yield from blind("BN110", signals)
     places = signals.structure.places() if signals.structure else ()
-    layers = list(dict.fromkeys(place.producer for _, place in places if place.bias and place.producer))
+    inert = _inert(signals)
+    layers = list(dict.fromkeys(p.producer for layer, p in places if p.bias and p.producer and layer.path not in inert))
     if not layers:
         return
     what = "1 layer has" if len(layers) == 1 else f"{len(layers)} layers have"
@@ -29,3 +30,9 @@ def redundant_bias(signals: Signals, _: Limits) -> Iterator[Finding | Skipped]:
         notes=("subtracting the batch mean cancels the bias, and beta does its work: it costs memory, not accuracy",),
         helps=(f"{'nobias=True' if signals.adapter == 'bnwatch.chainer' else 'use_bias=False'} in these layers",),
     )
+
+
+def _inert(signals: Signals) -> set[str]:
+    """Return the layers that training runs in inference mode: they subtract a constant, and the bias stays."""
+    idle = (table.idle for table in signals.tables)
+    return set[str]().union(*idle) - signals.normalized.keys()

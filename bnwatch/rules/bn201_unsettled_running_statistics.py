@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _settling
-from bnwatch.rules._base import Finding, Limits, Threshold, decay_argument, rule
+from bnwatch.rules._base import Finding, Limits, Threshold, decay_argument, refresh, rule
 from bnwatch.signals import gap
 
 if TYPE_CHECKING:
@@ -70,11 +70,18 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
             + f"; {_outlook(signals, limits)}",
             *((likely,) if likely is not None else ()),
         ),
-        helps=(
-            f"first trust evaluation after update {settled_at}",
-            *_shorter(signals, worst.spec.decay, limits["weight"]),
-        ),
+        helps=_helps(signals, worst.spec.decay, settled_at, limits["weight"]),
     )
+
+
+def _helps(signals: Signals, decay: float, settled_at: int, weight: float) -> tuple[str, ...]:
+    """Return what to do: wait, where waiting helps in this training."""
+    wait, shorter = f"first trust evaluation after update {settled_at:,}", _shorter(signals, decay, weight)
+    steps = _settling.planned(signals)
+    never = steps is not None and _settling.settled_step(signals, weight) > steps
+    if not (signals.ended or never):
+        return (wait, *(f"or {text}" for text in shorter))
+    return (*shorter, ("or " if shorter else "") + refresh(signals), f"or train longer: {wait}")
 
 
 def _shorter(signals: Signals, decay: float, weight: float) -> tuple[str, ...]:
@@ -82,7 +89,7 @@ def _shorter(signals: Signals, decay: float, weight: float) -> tuple[str, ...]:
     if decay <= SHORT:
         return ()
     updates = moments.updates_until(SHORT, weight)
-    return (f"or use a shorter memory: {decay_argument(signals, str(SHORT))} settles in {updates} updates",)
+    return (f"use a shorter memory: {decay_argument(signals, str(SHORT))} settles in {updates} updates",)
 
 
 def _outlook(signals: Signals, limits: Limits) -> str:

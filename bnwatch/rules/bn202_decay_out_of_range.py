@@ -73,10 +73,15 @@ def decay_out_of_range(signals: Signals, limits: Limits) -> Iterator[Finding | S
 def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     """Return where running statistics cost accuracy that a re-estimate restores, settled as they are; None if nowhere.
 
-    Then they are of one population, and of other batches than they should be.
+    Then they are of one population, and of other batches than they should be. Not where they are no numbers, where
+    the weights measured are not those that they were made with, or where passes that train nothing moved them.
     """
-    cells = signals.cells
-    if cells is None or restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
+    cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
+    if cells is None or cells.swapped or (last is not None and (last.swapped or last.moved)):
+        return None
+    if any(site.non_finite for site in signals.sites()):
+        return None
+    if restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         return None
     found = [(split, row) for split, row in cells.rows() if costs(row, limits["cost"], limits["alpha"])]
     mended = all("population" in row and restores(row["population"], row["batch"], row["running"]) for _, row in found)

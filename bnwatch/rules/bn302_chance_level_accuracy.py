@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules import _guessing
-from bnwatch.rules._base import RESTLESS, Finding, Limits, Threshold, at_chance, innocence, rule
+from bnwatch.rules._base import RESTLESS, Finding, Limits, Threshold, innocence, rule, stuck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,33 +38,29 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if not evaluations:
         yield Skipped("BN302", "no evaluation accuracy was seen")
         return
-    chance = signals.chance
+    chance = signals.chance_on("evaluation")
     last = evaluations[-1]
     if chance is None or not last.examples:
         yield Skipped("BN302", "the number of classes or of evaluation examples is not known", needs="cells")
         return
-    stuck = 0
-    for evaluation in reversed(evaluations):
-        if not at_chance(evaluation, chance, limits["alpha"]):
-            break
-        stuck += 1
-    if not stuck:
+    times = stuck(signals, limits["alpha"])
+    if not times:
         return
     current = [look for look in signals.looks if look.step <= signals.step][-2:]
     constant = len(current) == 2 and all(  # noqa: PLR2004 - two looks, as the catalogue asks
         look.layers and look.layers[-1].spread < limits["constant"] for look in current
     )
-    if not constant and stuck < limits["patience"]:
+    if not constant and times < limits["patience"]:
         looked = len(current) == 2 and current[-1].step >= last.step  # noqa: PLR2004
         seen = f"the output varies, so it counts from {limits['patience']:.0f}" if looked else "is the output constant?"
-        yield Skipped("BN302", f"at chance for {stuck} in a row; {seen}", needs=None if looked else "look")
+        yield Skipped("BN302", f"at chance for {times} in a row; {seen}", needs=None if looked else "look")
         return
     examples = max(last.examples, last.train_examples if last.train_accuracy is not None else 0)
     if not constant and moments.binomial_interval(chance, examples)[1] - chance > limits["margin"]:
         yield Skipped("BN302", f"{examples} examples are too few to tell guessing from a slow start")
         return
     cells = signals.cells
-    if cells is None or cells.step < evaluations[-stuck].step:
+    if cells is None or cells.step < evaluations[-times].step:
         cells = None
         yield Skipped("BN302", "whether the running statistics are to blame is to be measured", needs="cells")
     why = _guessing.kind(
@@ -72,7 +68,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     )
     yield Finding(
         subject="model",
-        message=_message(last, stuck, why.clause),
+        message=_message(last, times, why.clause),
         evidence={
             "evaluation_accuracy": Quantity(
                 last.accuracy or 0.0,
@@ -80,7 +76,7 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
                 moments.binomial_interval(last.accuracy or 0.0, last.examples),
             ),
             "chance": Quantity(chance, "what always naming the most frequent class gives"),
-            "evaluations": Quantity(stuck, "in a row at chance"),
+            "evaluations": Quantity(times, "in a row at chance"),
             **({"training_accuracy": Quantity(last.train_accuracy)} if last.train_accuracy is not None else {}),
         },
         notes=(

@@ -6,7 +6,17 @@ import math
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, restores, rule, unexplained_gap
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    first_difference,
+    restores,
+    rule,
+    same_accuracy,
+    unexplained_gap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +52,7 @@ FAR = 1.0
     strong=Threshold(
         3.0, "convention", "standard deviations of the means, or factor of spreads: more than augmentation does"
     ),
+    gap=Threshold(0.05, "convention", "training minus evaluation accuracy that a strong difference is held to explain"),
 )
 def evaluation_input_shift(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Evaluation inputs are distributed otherwise than training inputs."""
@@ -67,10 +78,10 @@ def evaluation_input_shift(signals: Signals, limits: Limits) -> Iterator[Finding
         if found:
             yield Skipped("BN304", "running statistics cost evaluation accuracy alone; what enters layers is not known")
         return
-    place = _first(entering, limits)
+    place = first_difference(entering, limits["same"], limits["apart"])
     strong = place == 0 and max(entering.sites[0].mean_shift, _factor(entering.sites[0])) > limits["strong"]
     if place is not None and (found or (strong and not costs["evaluation"])):
-        yield _finding(cells, entering, place, costs=found)
+        yield _finding(cells, entering, place, costs=found, lost=not found and _lost(cells, limits))
     elif place is None and found and entering.untold is not None:
         yield Skipped("BN304", entering.untold)
 
@@ -85,13 +96,11 @@ def _mended(row: Row) -> bool:
     return "population" in row and restores(row["population"], row["batch"], row["running"])
 
 
-def _first(entering: Entering, limits: Limits) -> int | None:
-    """Return the number of the first call site at which inputs differ, None where they do at none."""
-    for number, site in enumerate(entering.sites):
-        certain = site.p_value is not None and site.p_value * len(entering.sites) < limits["same"]
-        if certain and max(site.mean_shift, abs(math.log(site.std_ratio))) > limits["apart"]:
-            return number
-    return None
+def _lost(cells: Cells, limits: Limits) -> bool:
+    """Return whether evaluation examples come out worse than training examples beyond chance, for whatever reason."""
+    training, evaluation = cells.training["running"], cells.evaluation["running"]
+    gap = training.accuracy - evaluation.accuracy
+    return gap > limits["gap"] and same_accuracy(training, evaluation) < limits["alpha"]
 
 
 def _factor(site: SiteShift) -> float:
@@ -99,15 +108,19 @@ def _factor(site: SiteShift) -> float:
     return max(site.std_ratio, 1.0 / site.std_ratio) if site.std_ratio > 0.0 else math.inf
 
 
-def _finding(cells: Cells, entering: Entering, place: int, *, costs: bool) -> Finding:
+def _finding(cells: Cells, entering: Entering, place: int, *, costs: bool, lost: bool) -> Finding:
     site = entering.sites[place]
     batch, running = cells.evaluation["batch"], cells.evaluation["running"]
+    trained = cells.training["running"].accuracy
     cost, p = batch.gain_over(running)
     return Finding(
         subject="model",
         message=f"evaluation inputs differ from training inputs from `{site.subject}` on, by {site.mean_shift:.3g} "
         f"standard deviations in the mean and a factor of {site.std_ratio:.3g} in the spread"
-        + (f": running statistics cost {100 * cost:.1f} points of evaluation accuracy" if costs else ""),
+        + (f": running statistics cost {100 * cost:.1f} points of evaluation accuracy" if costs else "")
+        + (
+            f"; likely that is why {100 * (trained - running.accuracy):.1f} points of accuracy are lost" if lost else ""
+        ),
         evidence={
             "cost": Quantity(cost, "of evaluation accuracy"),
             "p_value": Quantity(p, "that chance explains the cost (paired, McNemar)"),
@@ -118,14 +131,7 @@ def _finding(cells: Cells, entering: Entering, place: int, *, costs: bool) -> Fi
         table=_table(entering, place),
         further=(cells_table(cells),),
         notes=(
-            (
-                f"running statistics describe training inputs: these reach {cells.training['running'].accuracy:.1%} "
-                f"with them. Evaluation inputs reach {running.accuracy:.1%}, and {batch.accuracy:.1%} with the "
-                "statistics of their own batches, so the weights fit them and the running statistics do not"
-            )
-            if costs
-            else f"it costs no accuracy: evaluation inputs reach {running.accuracy:.1%} with running statistics, "
-            f"{batch.accuracy:.1%} with the statistics of their own batches",
+            *_outcome(cells, costs=costs, lost=lost),
             *_likely(site),
         ),
         helps=(
@@ -139,8 +145,31 @@ def _finding(cells: Cells, entering: Entering, place: int, *, costs: bool) -> Fi
                 "unlabelled data of that domain"
             ),
         ),
-        severity=None if costs else Severity.INFO,
+        severity=None if costs or lost else Severity.INFO,
     )
+
+
+def _outcome(cells: Cells, *, costs: bool, lost: bool) -> Iterator[str]:
+    """Yield what becomes of the accuracy."""
+    batch, running, trained = cells.evaluation["batch"], cells.evaluation["running"], cells.training["running"]
+    if costs:
+        yield (
+            f"running statistics describe training inputs: these reach {trained.accuracy:.1%} with them. Evaluation "
+            f"inputs reach {running.accuracy:.1%}, and {batch.accuracy:.1%} with the statistics of their own batches, "
+            "so the weights fit them and the running statistics do not"
+        )
+    elif lost:
+        yield (
+            f"training inputs reach {trained.accuracy:.1%}. Evaluation inputs reach {running.accuracy:.1%} with "
+            f"running statistics and {batch.accuracy:.1%} with those of their own batches: no statistics mend it, as "
+            "the weights themselves do not fit them"
+        )
+        yield "what decides: the accuracy of training examples that went through the evaluation's preprocessing"
+    else:
+        yield (
+            f"it costs no accuracy: evaluation inputs reach {running.accuracy:.1%} with running statistics, "
+            f"{batch.accuracy:.1%} with the statistics of their own batches"
+        )
 
 
 def _likely(site: SiteShift) -> tuple[str, ...]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, unexplained_gap
+from bnwatch.rules._base import (
+    Finding,
+    Limits,
+    Threshold,
+    cells_table,
+    first_difference,
+    rule,
+    same_accuracy,
+    unexplained_gap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bnwatch.evidence import Cell, Cells, Statistics
+    from bnwatch.evidence import Cell, Cells, SiteShift, Statistics
     from bnwatch.signals import Signals
 
 LEARNED = 0.95
@@ -26,6 +34,8 @@ LEARNED = 0.95
     gap=Threshold(0.05, "convention", "training minus evaluation accuracy, both with running statistics"),
     part=Threshold(0.2, "convention", "share of that gap that other statistics may explain for them to be innocent"),
     unseen=Threshold(0.2, "convention", "share of the evaluation labels whose class is not among the training labels"),
+    same=Threshold(0.01, "convention", "false alarms per experiment, all call sites together, that inputs differ"),
+    apart=Threshold(0.1, "convention", "standard deviations of the means, or log ratio of spreads, at the first layer"),
     alpha=Threshold(1e-3, "convention", "false alarms per experiment (z test of two samples, binomial test)"),
 )
 def gap_not_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
@@ -42,7 +52,7 @@ def gap_not_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Findin
         yield Skipped("BN305", cells.missing or "training or evaluation examples are missing")
         return
     training, evaluation = cells.training["running"], cells.evaluation["running"]
-    gap, p = training.accuracy - evaluation.accuracy, _same(training, evaluation)
+    gap, p = training.accuracy - evaluation.accuracy, same_accuracy(training, evaluation)
     if gap <= limits["gap"] or p >= limits["alpha"]:
         return
     explained = max(_explained(row) for _, row in cells.rows())
@@ -63,16 +73,9 @@ def gap_not_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Findin
         notes=(
             f"the same {evaluation.examples:,} evaluation examples come out as wrong with batch statistics, and the "
             f"same {training.examples:,} training examples as right: no choice of statistics closes the gap",
-            *_looks_like(cells, training, evaluation, limits),
+            *_looks_like(signals, cells, limits),
         ),
     )
-
-
-def _same(one: Cell, two: Cell) -> float:
-    """Return the one-sided p-value that two samples have the same accuracy."""
-    pooled = (one.accuracy * one.examples + two.accuracy * two.examples) / (one.examples + two.examples)
-    error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / one.examples + 1.0 / two.examples))
-    return 1.0 if error == 0.0 else 0.5 * math.erfc((one.accuracy - two.accuracy) / error / math.sqrt(2.0))
 
 
 def _explained(row: Mapping[Statistics, Cell]) -> float:
@@ -80,9 +83,10 @@ def _explained(row: Mapping[Statistics, Cell]) -> float:
     return max((cell.accuracy - row["running"].accuracy for cell in row.values()), default=0.0)
 
 
-def _looks_like(cells: Cells, training: Cell, evaluation: Cell, limits: Limits) -> Iterator[str]:
+def _looks_like(signals: Signals, cells: Cells, limits: Limits) -> Iterator[str]:
     """Yield what the numbers look like, the most particular first."""
-    unseen = cells.unseen
+    training, evaluation = cells.training["running"], cells.evaluation["running"]
+    unseen, other = cells.unseen, _other_inputs(signals, cells, limits)
     if unseen is not None and unseen > limits["unseen"]:
         yield (
             f"{unseen:.0%} of the evaluation labels are of classes that are not among the {training.examples:,} "
@@ -93,13 +97,37 @@ def _looks_like(cells: Cells, training: Cell, evaluation: Cell, limits: Limits) 
     below = moments.binomial_survival(
         round((1.0 - evaluation.accuracy) * evaluation.examples), evaluation.examples, 1.0 - 1.0 / cells.classes
     )
-    if evaluation.accuracy <= chance and training.accuracy > LEARNED:
+    if other is not None:
+        yield (
+            f"evaluation inputs differ from training inputs: what enters `{other.subject}`, by {other.mean_shift:.3g} "
+            f"standard deviations in the mean and a factor of {other.std_ratio:.3g} in the spread; where training does "
+            "not augment its inputs, likely by another preprocessing or domain"
+        )
+        yield "what decides: the accuracy of training examples that went through the evaluation's preprocessing"
+        return
+    if evaluation.accuracy <= chance:
         worse = "worse than guessing" if below < limits["alpha"] else "what guessing gives"
         yield (
-            f"evaluation accuracy is {worse}: likely the evaluation labels do not belong to their inputs (another "
-            "order, another encoding of the classes)"
+            f"evaluation accuracy is {worse}: likely the labels of one of the two do not belong to their inputs "
+            "(another order, another encoding of the classes); a network learns those of the training by heart"
         )
     elif training.accuracy > LEARNED:
         yield f"it looks like overfitting: {training.accuracy:.1%} of the training examples are right"
     else:
         yield "the two sets differ otherwise: likely harder or other examples, or labels of another quality"
+
+    yield (
+        "what decides: a part of the training data held out of the training. Where its accuracy is as low, it is "
+        "overfitting; where not, the evaluation data or their labels are others"
+    )
+
+
+def _other_inputs(signals: Signals, cells: Cells, limits: Limits) -> SiteShift | None:
+    """Return how inputs differ at the first layer, None where they do not or were not measured.
+
+    Behind it the training examples that were learned by heart differ from any others.
+    """
+    entering = signals.entering
+    if entering is None or entering.step != cells.step:
+        return None
+    return entering.sites[0] if first_difference(entering, limits["same"], limits["apart"]) == 0 else None

@@ -21,5 +21,10 @@ def experiment_not_possible(signals: Signals, _: Limits) -> Iterator[Finding | S
             subject="model",
             message=f"an experiment that would decide could not be run: {signals.refused}",
             notes=("diagnoses that rest on it stay undecided",),
-            helps=("pass `probe=(x, y)` with a few hundred examples and their class labels",),
+            helps=(
+                "where outputs are a score for each class: pass `probe=(x, y)` with a few hundred examples and their "
+                "class labels",
+                f"else compare the evaluation loss before and after `{signals.adapter or 'bnwatch.keras'}"
+                ".recalibrate(model, batches)`, on a copy of the model",
+            ),
         )

@@ -82,6 +82,29 @@ def test_batches_are_kept_as_they_were_composed(model: Any, call: Any) -> None:
     assert {b.origin for b in evaluation} == {"evaluation"}
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_evaluation_examples_are_those_of_one_evaluation(left: bool) -> None:
+    """Each counts once; training examples that run in inference mode, in a step or before it, are none of them."""
+    model, (x, t), (xv, tv) = models.MLP(), models.data(256), models.data(40, seed=1)
+    optimizer = chainer.optimizers.Adam().setup(model)
+    with bnwatch.chainer.watch(model, None, on_diagnosis="log") as watch:
+        for _ in range(3):
+            for start in range(0, 256, 32):
+                with chainer.using_config("train", not left):
+                    loss = F.softmax_cross_entropy(model(x[start : start + 32]), t[start : start + 32])
+                model.cleargrads()
+                loss.backward()
+                optimizer.update()
+                watch.step()
+            with chainer.using_config("train", False), chainer.no_backprop_mode():
+                F.softmax_cross_entropy(model(x), t)
+                for start in (0, 20):
+                    F.softmax_cross_entropy(model(xv[start : start + 20]), tv[start : start + 20])
+            watch.evaluation(accuracy=0.5, examples=40)
+        kept = watch._session.passes.evaluation.newest(2000)
+    assert np.concatenate([examples.labels for examples in kept]).tolist() == tv.tolist()
+
+
 def test_a_probe_takes_the_place_of_evaluation_examples() -> None:
     probe = models.data(100, seed=7)
     cells, train, evaluation = two_epochs(models.MLP(), probe=probe)

@@ -66,7 +66,8 @@ def test_running_cells_are_what_keras_evaluates(trained):
     assert state(model) == before
     for row, part in ((cells.training, slice(0, 200)), (cells.evaluation, slice(200, None))):
         assert row["running"].accuracy == pytest.approx(model.evaluate(x[part], y[part], verbose=0)[1])
-        assert [cell.examples for cell in row.values()] == [len(y[part])] * 3
+        assert set(row) >= {"batch", "running", "population"}
+        assert {cell.examples for cell in row.values()} == {len(y[part])}
     assert cells.classes == CLASSES
 
 

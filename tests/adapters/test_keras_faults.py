@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnwatch.diagnosis import BatchNormError
-from bnwatch.keras import BatchNormWatch, laboratory, readings, session, tap
+from bnwatch.keras import BatchNormWatch, changes, laboratory, readings, session, tap
 from bnwatch.keras.backends import backend_of
 from tests.adapters.keras_models import CLASSES, compiled, data, make, quiet_watch, state
 from tests.adapters.library import LEGACY, keras, layers
@@ -51,6 +51,12 @@ SEAMS = [
     (laboratory.KerasLaboratory, "look"),
     (laboratory.KerasLaboratory, "outputs"),
     (laboratory.KerasLaboratory, "examples"),
+    (changes.Changes, "begin"),
+    (changes.Changes, "stepped"),
+    (changes.Changes, "evaluated"),
+    (changes.Changes, "now_swapped"),
+    (session, "structure"),
+    (tap.Tap, "idle"),
     (session.Session, "epoch_end"),
     (session.Session, "train_end"),
 ]

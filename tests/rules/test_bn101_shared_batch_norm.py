@@ -65,6 +65,7 @@ FIRES = {
     "Bessel's correction kept": lambda: trained(
         testing.normal(16, 32), testing.normal(16, 32, mean=0.5), bessel_corrected=True
     ),
+    "above_few": lambda: trained(testing.normal(16, 5), testing.normal(16, 5, mean=3.0)),
     "above_samples": lambda: sites(1.0, 1e-3, samples=4),
     "below_alpha": lambda: at_p_value(LIMITS["alpha"] / 1.1),
     "above_shift": lambda: at_shift(LIMITS["shift"] * 1.02),
@@ -91,6 +92,7 @@ FIRES |= {
     ),
 }
 INFO = {
+    "below_few": lambda: trained(testing.normal(16, 4), testing.normal(16, 4, mean=3.0)),
     "sites that differ and cost nothing": costing,
     "what it costs is age": lambda: costing(running=0.4, population=0.985),
     "and a later evaluation is as good as the training": lambda: costing(

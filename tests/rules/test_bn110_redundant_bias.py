@@ -9,8 +9,21 @@ def biased(*producers):
     )
 
 
-INFO = {"one": biased("conv"), "many": biased("a", "b", "c", "d", "e")}
+def then(*snapshots):
+    """What a training of this bias does in its steps."""
+    structure = Structure((testing.usage("bn", testing.place("bn", bias=True, producer="conv")),))
+    return lambda: testing.signals(structure, *snapshots)
+
+
+INERT = testing.snapshot(1, idle=("bn",))
+
+INFO = {
+    "one": biased("conv"),
+    "many": biased("a", "b", "c", "d", "e"),
+    "left in evaluation mode later": then(testing.snapshot(1, testing.call(testing.layer("bn"))), INERT),
+}
 QUIET = {
+    "a layer that subtracts no batch mean": then(INERT),
     "no bias": lambda: testing.signals(Structure((testing.usage("bn", testing.place(producer="conv")),))),
     "no layer": lambda: testing.signals(Structure()),
 }

@@ -1,6 +1,6 @@
 import pytest
 
-from bnwatch import testing
+from bnwatch import moments, testing
 from bnwatch.records import EvaluationRecord, Structure
 from tests.rules import cases
 
@@ -61,7 +61,17 @@ def regressed(loss, train_loss=1.0, *, accuracy=None, planned=SHORT):
     return signals
 
 
+def small(steps, *, std=0.01):
+    """Data of a variance far below the initial one; .9^29 is .047, and at a variance of 1e-4 .9^116 is 4.9e-6."""
+    spec = testing.layer(channels=8, decay=0.9, epsilon=0.0)
+    seen = testing.train(spec, testing.normal(8, 64, std=std), steps=steps, every=steps // 2)
+    signals = testing.signals(*seen, evaluation(step=steps))
+    signals.ended = True
+    return signals
+
+
 FIRES = {
+    "most of a small variance is the initial one": lambda: small(60),
     "early in a training": lambda: learning(steps=100),
     # .9^28 = .0523 and .9^29 = .0471
     "above_weight": lambda: settling(28),
@@ -99,6 +109,8 @@ INFO = {
     "no accuracy": lambda: settling(accuracy=None),
 }
 QUIET = {
+    "little of a small variance is the initial one": lambda: small(120),
+    "little of a variance of one": lambda: small(60, std=1.0),
     "below_weight": lambda: settling(29),
     "below_shift": lambda: settling(shift=LIMITS["shift"] / 1.01),
     "below_shift of the spread": lambda: settling(shift=0.0, ratio=1 + LIMITS["shift"] / 1.01),
@@ -123,15 +135,38 @@ def test_it_says_when_it_will_be_settled():
     ((finding,), _) = cases.look(RULE, settling(20))
     assert finding.evidence["settled_after"].value == 29
     assert "12.2%" in finding.message
-    assert len(finding.helps) == 1
+    assert [text.split(" ")[0] for text in finding.helps] == ["re-estimate", "or"]
 
 
-def test_a_long_memory_is_offered_a_shorter_one():
-    ((finding,), _) = cases.look(RULE, settling(20, decay=0.99))
-    assert finding.helps == (
-        "first trust evaluation after update 299",
-        "or use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in 29 updates",
-    )
+@pytest.mark.parametrize(("variance", "weight"), [(1.0, 0.05), (0.25, 0.05), (0.2, 0.04), (0.01, 0.002)])
+def test_of_a_variance_four_times_as_much_may_be_left_as_of_a_mean(variance, weight):
+    spec = testing.layer(decay=0.99, epsilon=0.0)
+    held = 0.99**100 + (1 - 0.99**100) * variance
+    last = testing.call(spec, mean=1.0, var=variance, running_mean=0.1, running_var=held, updates=100)
+    first = testing.call(spec, updates=1)
+    fed = testing.signals(testing.snapshot(1, first), testing.snapshot(100, last), evaluation(step=100))
+    ((finding,), _) = cases.look(RULE, fed)
+    assert finding.evidence["settled_after"].value == moments.updates_until(0.99, weight)
+
+
+WAIT = "first trust evaluation after update 299"
+SHORTER = "use a shorter memory: decay 0.9 (Keras: momentum=0.9) settles in 29 updates"
+
+
+@pytest.mark.parametrize(
+    ("fields", "helps"),
+    [
+        ({"planned": 660}, [WAIT, f"or {SHORTER}"]),
+        ({}, [WAIT, f"or {SHORTER}"]),
+        ({"planned": 299}, [WAIT, f"or {SHORTER}"]),
+        ({"planned": 298}, [SHORTER, "or re-estimate", f"or train longer: {WAIT}"]),
+        ({"planned": 660, "ended": True}, [SHORTER, "or re-estimate", f"or train longer: {WAIT}"]),
+    ],
+)
+def test_waiting_comes_first_only_where_it_helps(fields, helps):
+    ((finding,), _) = cases.look(RULE, begun(**fields))
+    assert len(finding.helps) == len(helps)
+    assert all(found.startswith(wanted) for found, wanted in zip(finding.helps, helps, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from bnwatch import testing
-from bnwatch.records import Structure
+from bnwatch.records import EvaluationRecord, Structure
 from tests.rules import cases
 
 
@@ -73,7 +76,34 @@ def restless(build):
     return built
 
 
+def after(build, change):
+    """The same, with what else is known in the end."""
+
+    def built():
+        fed = build()
+        change(fed)
+        return fed
+
+    return built
+
+
+def averaged(fed):
+    fed.cells = replace(fed.cells, swapped=True)
+
+
+def poisoned(fed):
+    fed.observe(testing.snapshot(660, testing.call(testing.layer(decay=0.99), running_mean=np.nan, updates=660)))
+
+
 QUIET = {
+    "averaged weights, which the statistics never saw": after(settled(0.99, 660), averaged),
+    "averaged weights at an evaluation": after(
+        settled(0.99, 660), lambda fed: fed.evaluate(EvaluationRecord(660, 0, 0.9, swapped=True))
+    ),
+    "statistics that other passes moved": after(
+        settled(0.99, 660), lambda fed: fed.evaluate(EvaluationRecord(660, 0, 0.9, moved=("bn",)))
+    ),
+    "statistics that are no numbers": after(settled(0.99, 660), poisoned),
     "above_memory": planned(0.5),
     "below_weight": planned(0.99, steps=299),
     "below_part": settled(0.99, 1991),

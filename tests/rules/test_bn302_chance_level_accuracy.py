@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from bnwatch import moments, testing
+from bnwatch.evidence import Cell, Cells
 from bnwatch.records import EvaluationRecord, Output, Structure
 from tests.rules import cases
 
@@ -123,7 +124,22 @@ KINDS = {
     "labels of other examples": (guessing(loss=2.29, update=0.003), "the training loss, 2.29, is that of guessing"),
 }
 
+
+def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10):
+    """Two classes, of which the frequent one makes up a share of each split; 20 % of either class come out wrong."""
+
+    def cell(share):
+        labels = (np.arange(EXAMPLES) < share * EXAMPLES).astype(np.int64)
+        wrong = np.arange(EXAMPLES) % 5 == 0
+        return Cell(np.ones_like(labels) if constant else np.where(wrong, 1 - labels, labels), labels)
+
+    rows = [{"batch": cell(share), "running": cell(share)} for share in (training, evaluation)]
+    return lambda: at(*evaluations(*[accuracy] * 3, train=0.8, classes=2), Cells(step, 0, 2, *rows))
+
+
 FIRES = {
+    "rare classes, of which one is always named": rare(constant=True),
+    "rare classes, and what was learned is forgotten since": rare(step=9),
     **{name: build for name, (build, _) in KINDS.items()},
     "above_patience": lambda: at(*evaluations(0.1, 0.1, 0.1)),
     "below_constant": lambda: at(*evaluations(0.1), *looks(LIMITS["constant"] / 1.01)),
@@ -138,7 +154,11 @@ FIRES = {
         *evaluations(0.1, examples=10, train_examples=10), *looks(0.0)
     ),
 }
+
+
 QUIET = {
+    "rare classes, weighted: right less often than the frequent one, and no guess": rare(),
+    "the frequent class is frequent in the training alone": rare(constant=True, evaluation=0.6),
     "below_alpha": lambda: at(*evaluations(*[(MOST + 1) / EXAMPLES] * 3)),
     "training accuracy is above chance": lambda: at(*evaluations(0.1, 0.1, 0.1, train=0.4)),
     "it got away in the end": lambda: at(*evaluations(0.1, 0.1, 0.1, 0.4)),

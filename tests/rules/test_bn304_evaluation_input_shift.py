@@ -45,8 +45,17 @@ def at_first(**difference):
     return run(testing.site_shift("bn", **difference), evaluation=FINE)
 
 
+def astray(accuracy, **difference):
+    """Evaluation inputs that are strongly different, and that no statistics help to 0.8."""
+    row = dict.fromkeys(("batch", "running", "population"), accuracy)
+    fine = {"batch": 0.8, "running": 0.8}
+    return run(testing.site_shift("bn", **difference), training=fine, evaluation=row, examples=10_000)
+
+
 FIRES = {
     "inputs x16": run,
+    "above_gap": lambda: astray(0.749, shift=3.01),
+    "above_gap, by the spread": lambda: astray(0.4, ratio=1 / 3.01),
     "above_cost": lambda: cost(0.9, 0.8899),
     "below_alpha": lambda: paired(10),
     "below_same": lambda: run(testing.site_shift("a", shift=1.0, p=0.0049), testing.site_shift("b", p=1.0)),
@@ -56,6 +65,7 @@ FIRES = {
     "an older look still holds": lambda: run(extra=[gap(CHANCE)]),
 }
 INFO = {
+    "below_gap": lambda: astray(0.751, shift=3.01),
     "above_strong of the means": lambda: at_first(shift=3.01),
     "above_strong of the spreads": lambda: at_first(ratio=3.01),
     "above_strong of the spreads, the other way": lambda: at_first(ratio=1 / 3.01),
@@ -145,6 +155,14 @@ def test_numbers_that_look_like_something_known_are_said_to(shift, ratio, note):
     notes = finding(run(testing.site_shift(shift=shift, ratio=ratio))).notes[1:]
     assert len(notes) == (note is not None)
     assert all("likely" in text and note in text for text in notes)
+
+
+def test_what_no_statistics_mend_is_likely_and_says_what_decides():
+    found = finding(astray(0.4, shift=5.0))
+    assert found.message.endswith("; likely that is why 40.0 points of accuracy are lost")
+    assert "40.0% with running statistics and 40.0% with those of their own batches" in found.notes[0]
+    assert found.notes[1].startswith("what decides: the accuracy of training examples that went through")
+    assert "costs no accuracy" in finding(astray(0.79, shift=5.0)).notes[0]
 
 
 def test_older_cells_go_on_to_hold_while_new_ones_are_asked_for():

@@ -39,7 +39,16 @@ def sorted_by_class(unseen):
     return labelled(np.arange(1000) % 9, [9] * unseen + [0] * (1000 - unseen))
 
 
+def entered(*sites, step=2, training=1.0):
+    """A gap that no statistics close, and how evaluation inputs enter the layers."""
+    return run(row(training), row(0.6), extra=[testing.entering(step, *sites)])
+
+
 INFO = {
+    "above_same": lambda: entered(testing.site_shift("a", shift=1.0, p=0.0051), testing.site_shift("b", p=1.0)),
+    "below_same": lambda: entered(testing.site_shift("a", shift=1.0, p=0.0049), testing.site_shift("b", p=1.0)),
+    "above_apart": lambda: entered(testing.site_shift(shift=0.101)),
+    "below_apart": lambda: entered(testing.site_shift(shift=0.099, ratio=1.1)),
     "overfitting": lambda: run(row(1.0), row(0.554, 0.567, 0.557)),
     "above_gap": lambda: run(row(0.9), row(0.849), examples=10_000),
     "below_alpha": lambda: run(row(0.8), row(LOSS)),
@@ -76,16 +85,38 @@ test_cases = cases.runner(RULE, info=INFO, quiet=QUIET, skips=SKIPS)
     [
         (INFO["overfitting"], "it looks like overfitting: 100.0% of the training examples"),
         (INFO["above_unseen"], "20% of the evaluation labels are of classes that are not among the 1,000"),
-        (lambda: sorted_by_class(199), "likely the evaluation labels do not belong"),
-        (INFO["labels that do not belong to their inputs"], "what guessing gives: likely the evaluation labels"),
-        (lambda: run(row(0.99), row(0.004)), "worse than guessing: likely the evaluation labels"),
+        (lambda: sorted_by_class(199), "likely the labels of one of the two do not belong"),
+        (INFO["labels that do not belong to their inputs"], "what guessing gives: likely the labels of one"),
+        (lambda: run(row(0.99), row(0.004)), "worse than guessing: likely the labels of one"),
+        (lambda: run(row(0.47), row(0.09)), "what guessing gives: likely the labels of one"),
         (INFO["all evaluation data are harder"], "the two sets differ otherwise"),
+        (INFO["above_same"], "it looks like overfitting"),
+        (INFO["below_same"], "training examples that went through the evaluation's preprocessing"),
+        (INFO["above_apart"], "training examples that went through the evaluation's preprocessing"),
+        (INFO["below_apart"], "it looks like overfitting"),
+        (lambda: entered(testing.site_shift("a", p=0.5), testing.site_shift("b", shift=2.0)), "like overfitting"),
+        (lambda: entered(testing.site_shift(shift=2.0), step=1), "it looks like overfitting"),
     ],
-    ids=["overfitting", "above_unseen", "below_unseen", "guessing", "worse than guessing", "harder"],
+    ids=[
+        "overfitting",
+        "above_unseen",
+        "below_unseen",
+        "guessing",
+        "worse than guessing",
+        "guessing, and still learning",
+        "harder",
+        "above_same",
+        "below_same",
+        "above_apart",
+        "below_apart",
+        "from the second layer on",
+        "inputs of another time",
+    ],
 )
 def test_what_it_looks_like(case, words):
     ((finding,), _) = cases.look(RULE, case())
-    assert words in finding.notes[-1]
+    assert any(words in note for note in finding.notes[1:])
+    assert len([note for note in finding.notes if "what decides" in note]) == ("of classes that are not" not in words)
 
 
 def test_batch_norm_is_cleared_in_the_first_line():
