@@ -32,7 +32,11 @@ PATIENCE = 10
 
 def moving(signals: Signals) -> list[SiteSignals]:
     """Return the first call site of every layer whose running statistics take something in."""
-    return [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+    table = signals.table
+    if table is None:
+        return []
+    moved = table.column("flags").astype(int) & UNMOVED == 0
+    return [site for site in signals.at(moved) if site.site.index == 0 and site.spec.decay < 1.0]
 
 
 def updates_at(signals: Signals, sites: list[SiteSignals], step: int) -> Iterator[tuple[SiteSignals, float]]:

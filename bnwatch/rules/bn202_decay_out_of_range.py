@@ -79,7 +79,7 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
     if cells is None or cells.swapped or (last is not None and (last.swapped or last.moved)):
         return None
-    if any(site.non_finite for site in signals.sites()):
+    if signals.table is not None and signals.table.column("non_finite").any():
         return None
     if restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         return None
