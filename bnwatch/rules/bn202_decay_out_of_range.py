@@ -186,7 +186,8 @@ def _long(  # noqa: PLR0917
 ) -> Iterator[Finding]:
     """Yield a finding if the layers of one decay are to keep too much of what they started from."""
     steps = structure.steps or 0
-    updates = {layer.path: steps * max(1, len(layer.places)) for layer in structure.layers if layer.path in paths}
+    own = set(paths)
+    updates = {layer.path: steps * max(1, len(layer.places)) for layer in structure.layers if layer.path in own}
     late = [path for path, n in updates.items() if n and moments.initial_weight(decay, n) > limit]
     if not late:
         return
