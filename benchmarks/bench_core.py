@@ -19,20 +19,32 @@ def snapshots(layers: int, sites: int, channels: int) -> list[StepSnapshot]:
     rng = np.random.default_rng(0)
     specs = [LayerSpec(f"bn{n}", "BatchNormalization", channels, 1e-3, 0.9) for n in range(layers)]
     noise = rng.normal(size=(8, channels)).astype(np.float32) * 0.1
+    held = [RunningStatistics(np.zeros(channels, np.float32), np.ones(channels, np.float32), 0.9, 0)] * len(noise)
     found = []
     for step in range(1, SAMPLES + 1):
-        calls = [
-            CallRecord(
-                spec,
-                CallSite(spec.path, site),
-                BatchStatistics(noise[(step + n + 3 * site) % 8], 1 + noise[(step * 3 + n + site) % 8], 128),
-                RunningStatistics(noise[(step + n) % 8] / 4, 1 + noise[(step + n) % 8] / 4, 0.9, step * sites),
+        batch = {
+            (kind, site): BatchStatistics(
+                noise[(step + kind + 3 * site) % 8], 1 + noise[(step * 3 + kind + site) % 8], 128
             )
+            for kind in range(len(noise))
+            for site in range(sites)
+        }
+        for (kind, _), seen in batch.items():
+            held[kind] = follow(held[kind], seen)
+        calls = [
+            CallRecord(spec, CallSite(spec.path, site), batch[n % 8, site], held[n % 8])
             for n, spec in enumerate(specs)
             for site in range(sites)
         ]
         found.append(StepSnapshot(step, 0, tuple(calls)))
     return found
+
+
+def follow(held: RunningStatistics, seen: BatchStatistics) -> RunningStatistics:
+    """Return running statistics after an update."""
+    old, new = np.float32(held.decay), np.float32(1.0 - held.decay)
+    mean, var = old * held.mean + new * seen.mean, old * held.var + new * seen.var
+    return RunningStatistics(mean, var, held.decay, (held.updates or 0) + 1)
 
 
 def main() -> None:

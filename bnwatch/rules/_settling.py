@@ -12,6 +12,7 @@ from bnwatch.signals import Flag
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bnwatch.records import LayerSpec
     from bnwatch.signals import Signals, SiteSignals
 
 WEIGHT = 0.05
@@ -23,13 +24,19 @@ REST = 0.25
 PART = 0.1
 """Share of all batches so far beyond which an average over them is one over many states of the weights."""
 
+UNMOVED = int(Flag.UNMOVED)
+
 PATIENCE = 10
 """Evaluations through which a training of unknown length may pass for one that has only begun."""
 
 
 def moving(signals: Signals) -> list[SiteSignals]:
     """Return the first call site of every layer whose running statistics take something in."""
-    return [s for s in signals.sites() if s.site.index == 0 and s.spec.decay < 1.0 and not s.flag & Flag.UNMOVED]
+    table = signals.table
+    if table is None:
+        return []
+    moved = table.column("flags").astype(int) & UNMOVED == 0
+    return [site for site in signals.at(moved) if site.site.index == 0 and site.spec.decay < 1.0]
 
 
 def updates_at(signals: Signals, sites: list[SiteSignals], step: int) -> Iterator[tuple[SiteSignals, float]]:
@@ -45,7 +52,19 @@ def updates_at(signals: Signals, sites: list[SiteSignals], step: int) -> Iterato
 
 def initial_weight(signals: Signals, step: int) -> float:
     """Return the largest share of the initial values that any layer holds at a step; 0 where it is not known."""
-    return max((held(site, n) for site, n in updates_at(signals, moving(signals), step)), default=0.0)
+    table, most = signals.table, 0.0
+    if table is None:
+        return most
+    calls = Counter(site.layer for site in table.sites if site.replica == 0)
+    columns = (table.column(name).tolist() for name in ("flags", "updates", "running_std"))
+    # for each layer, and several rules ask: columns, as a call site by itself is slow to make
+    for site, flags, updates, deviation in zip(table.sites, *columns, strict=True):
+        spec = signals.specs[site.layer]
+        if site.index or spec.decay >= 1.0 or int(flags) & UNMOVED or math.isnan(updates):
+            continue
+        n = max(0.0, updates + (step - table.step) * calls[site.layer])
+        most = max(most, _held(spec, n, deviation**2))
+    return most
 
 
 def held(site: SiteSignals, updates: float) -> float:
@@ -55,8 +74,11 @@ def held(site: SiteSignals, updates: float) -> float:
     what is left of the initial one is most of it. A share w of a mean that began two standard deviations off is 2 w of
     them, a share s of the variance widens the standard deviation by s / 2: so of the variance a quarter counts.
     """
-    weight = moments.initial_weight(site.spec.decay, updates)
-    variance, initial = site.running_std**2, site.spec.initial[1]
+    return _held(site.spec, updates, site.running_std**2)
+
+
+def _held(spec: LayerSpec, updates: float, variance: float) -> float:
+    weight, initial = moments.initial_weight(spec.decay, updates), spec.initial[1]
     return min(1.0, max(weight, weight * initial / variance / 4.0)) if variance > 0.0 else weight
 
 

@@ -47,7 +47,7 @@ def frozen_layer_in_training_mode(signals: Signals, limits: Limits) -> Iterator[
     frozen = [path for path, s in sites.items() if not s.spec.trainable or path in still]
     if not frozen:
         return
-    seen = sum(frozen[0] in {site.layer for site in table.sites} for table in signals.tables)
+    seen = sum(any(site.layer == frozen[0] for site in table.sites) for table in signals.tables)
     if seen < limits["samples"]:
         yield Skipped("BN105", f"{seen} of {limits['samples']:.0f} samples seen")
         return

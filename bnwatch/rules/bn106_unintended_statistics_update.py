@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
@@ -77,6 +78,10 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
     """Return the layers of which most pairs of steps leave a movement unexplained."""
     table = signals.table
     if table is None or (signals.attachment is not None and signals.attachment.unseen is not None):
+        return None
+    in_a_row = [later for earlier, later in pairwise(signals.tables) if later.step == earlier.step + 1]
+    # most trainings end here, without a look at each site of all samples
+    if sum(bool((t.column("unexplained") > limits["unexplained"]).any()) for t in in_a_row) < limits["samples"]:
         return None
     found = signals.columns("unexplained")
     beyond, told = (found > limits["unexplained"]).sum(axis=0), (found < math.inf).sum(axis=0)

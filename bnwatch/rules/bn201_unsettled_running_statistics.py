@@ -40,6 +40,8 @@ def unsettled_running_statistics(signals: Signals, limits: Limits) -> Iterator[F
     if sites and all(math.isnan(s.updates) for s in sites):
         yield Skipped("BN201", "how often the running statistics were updated before this run is not known")
         return
+    if _settling.initial_weight(signals, signals.evaluations[-1].step) <= limits["weight"]:
+        return
     updates = {s.spec.path: n for s, n in _settling.updates_at(signals, sites, signals.evaluations[-1].step)}
     left = {s.spec.path: _settling.held(s, updates.get(s.spec.path, math.inf)) for s in sites}
     unsettled = [s for s in sites if left[s.spec.path] > limits["weight"] and _moved_by_initial(s) > limits["shift"]]

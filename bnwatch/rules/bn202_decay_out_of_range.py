@@ -79,7 +79,7 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
     if cells is None or cells.swapped or (last is not None and (last.swapped or last.moved)):
         return None
-    if any(site.non_finite for site in signals.sites()):
+    if signals.table is not None and signals.table.column("non_finite").any():
         return None
     if restless(signals) or _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         return None
@@ -186,7 +186,8 @@ def _long(  # noqa: PLR0917
 ) -> Iterator[Finding]:
     """Yield a finding if the layers of one decay are to keep too much of what they started from."""
     steps = structure.steps or 0
-    updates = {layer.path: steps * max(1, len(layer.places)) for layer in structure.layers if layer.path in paths}
+    own = set(paths)
+    updates = {layer.path: steps * max(1, len(layer.places)) for layer in structure.layers if layer.path in own}
     late = [path for path, n in updates.items() if n and moments.initial_weight(decay, n) > limit]
     if not late:
         return

@@ -19,6 +19,7 @@ from bnwatch.rules._base import (
     rule,
     within_epochs,
 )
+from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,10 +94,13 @@ def _moved(signals: Signals, table: SignalTable, part: float) -> Iterator[_Moved
     A batch of k samples has a mean that is off by 1/sqrt(k) and a variance of (k - 1)/k on average; the running
     statistics take in 1 - decay of either.
     """
-    others = [other for other in within_epochs(signals) if other.sites == table.sites]
+    others = [other for other in within_epochs(signals) if other.sites is table.sites or other.sites == table.sites]
     if not others:
         return
-    counts, spreads = ([other.column(name).tolist() for other in others] for name in ("count", "batch_std"))
+    count_of = stacked("count", others)
+    if not (table.column("count") <= part * count_of.max(axis=0)).any():
+        return
+    counts, spreads = count_of.tolist(), stacked("batch_std", others).tolist()
     held, effective = table.column("running_std").tolist(), table.column("effective_samples").tolist()
     for number, site in enumerate(table.sites):
         usual, last = median(count[number] for count in counts), float(table.column("count")[number])

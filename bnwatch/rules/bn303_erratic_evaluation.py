@@ -36,11 +36,12 @@ SMOOTH = 0.5
 )
 def erratic_evaluation(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
     """Evaluation accuracy jumps far beyond its sampling error, and training accuracy does not."""
-    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples and _settled(signals, e)][-RECENT:]
-    if len(known) < limits["evaluations"]:
+    known = [e for e in signals.evaluations if e.accuracy is not None and e.examples][-RECENT:]
+    if len(_falls(known, limits)) < limits["falls"]:
         return
-    falls = [fall for one, two in itertools.pairwise(known) if (fall := _fall(one, two, limits)) is not None]
-    if len(falls) < limits["falls"]:
+    known = [evaluation for evaluation in known if _settled(signals, evaluation)]
+    falls = _falls(known, limits)
+    if len(known) < limits["evaluations"] or len(falls) < limits["falls"]:
         return
     cells = signals.cells
     if cells is None:
@@ -107,6 +108,10 @@ def _error(one: EvaluationRecord, two: EvaluationRecord) -> float:
     """Return the standard error of the difference of two accuracies."""
     parts = ((e.accuracy or 0.0) * (1.0 - (e.accuracy or 0.0)) / e.examples for e in (one, two))
     return math.sqrt(sum(parts))
+
+
+def _falls(known: list[EvaluationRecord], limits: Limits) -> list[float]:
+    return [fall for one, two in itertools.pairwise(known) if (fall := _fall(one, two, limits)) is not None]
 
 
 def _fall(one: EvaluationRecord, two: EvaluationRecord, limits: Limits) -> float | None:
