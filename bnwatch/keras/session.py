@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bnwatch.evidence import seconds_after
@@ -122,6 +123,7 @@ class Session:
         self._batch, self._epoch_steps = 0, 0
         self._training = readings.Training()
         self._normalized: set[str] = set()
+        self._attachment: Attachment | None = None
         if earlier is not None:
             self._go_on_with(earlier)
         self.lab = KerasLaboratory(backend, self._shelves())
@@ -205,6 +207,7 @@ class Session:
         self._open_if_built()
         record = readings.evaluation_record(self, epoch, logs)
         if record is not None:
+            self._note_unrestored()
             self.watch.evaluated(record)
         seconds = seconds_after(time.perf_counter() - self._epoch_began)
         swapped = self.changes.now_swapped
@@ -290,11 +293,22 @@ class Session:
         if self.watch.wants_look:
             self.watch.look(self.lab, step=steps, epoch=self._epoch)
 
+    def _note_unrestored(self) -> None:
+        """Say anew what is not restored where a layer that no step normalizes in was given parameters since."""
+        if self._attachment is None:
+            return
+        beside = [w for w in self.tap.layers if w.path not in (*self._normalized, *self._attachment.unrestored)]
+        found = tuple(watched.path for watched in beside if watched.unrestored())
+        if found:
+            self._attachment = replace(self._attachment, unrestored=(*self._attachment.unrestored, *found))
+            self.watch.open(self._attachment)
+
     def _open_if_built(self) -> None:
         if self._opened or not self.tap.built:
             return
         self._opened = True
         self.changes.begin()
-        self.watch.open(attachment(self.tap))
+        self._attachment = attachment(self.tap)
+        self.watch.open(self._attachment)
         steps, epochs = self._plan.get("steps"), self._plan.get("epochs")
         self.watch.structured(structure(self.backend.model, steps_per_epoch=steps, epochs=epochs))

@@ -86,7 +86,7 @@ def settled_step(signals: Signals, weight: float = WEIGHT) -> int:
     """Return the training step at which every layer holds less than a share of its initial values, at this pace."""
     steps = [0]
     for site, n in updates_at(signals, moving(signals), signals.step):
-        still = updates_until(site, weight) - n
+        still = moments.updates_until(site.spec.decay, weight) - n
         steps.append(signals.step + math.ceil(still * signals.step / n) if n else signals.step)
     return max(steps)
 

@@ -240,6 +240,37 @@ def test_a_trained_layer_that_has_its_statistics_is_none():
     assert attached(model) == ()
 
 
+class Teacher(keras.Model):
+    """Trains one network, and evaluates another that gets its parameters and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = net(), net()
+        self.teacher.trainable = False
+
+    def call(self, x, training=None):
+        return self.student(x, training=training) if training else self.teacher(x, training=False)
+
+
+class Handing(keras.callbacks.Callback):
+    def on_test_begin(self, logs=None):
+        for variable, value in zip(self.model.teacher.weights, self.model.student.weights, strict=True):
+            if "moving" not in variable.name:
+                variable.assign(value)
+
+
+def test_a_copy_that_is_given_parameters_in_mid_training_is_not_restored():
+    model = make(Teacher)
+    callback, seen = faked()
+    fit(model, Handing(), callback)
+    assert seen.faults == []
+    teacher = {watched.path for watched in Tap(backend_of(model), None).layers if watched.unrestored()}
+    assert len(teacher) == 2
+    assert seen.opened[0].unrestored == ()
+    assert set(seen.opened[-1].unrestored) == teacher
+    assert len(seen.opened) == 2
+
+
 # an evaluation alone
 
 
