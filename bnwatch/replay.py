@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnwatch.diagnosis import Report
 from bnwatch.engine import Allowances, Engine, ordered
-from bnwatch.evidence import Attribution, Composition, Entering, Look
-from bnwatch.records import EvaluationRecord
 from bnwatch.rules import CATALOGUE
-from bnwatch.signals import Replicas, Signals, SignalTable
+from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +45,7 @@ def replay(run: RunRecord, thresholds: Thresholds | None = None) -> Report:
         engine.run(signals)
     for group in _in_turn(run):
         for item in group:
-            _take(signals, item)
+            signals.take(item)
         engine.run(signals)
     if run.report.complete:
         signals.ended = True
@@ -109,23 +107,3 @@ def _in_turn(run: RunRecord) -> Iterator[tuple[Any, ...]]:
     turns += [(item.step, len(singles) + 1, (item,)) for item in run.attributions]
     for _, _, group in sorted(turns, key=lambda turn: turn[:2]):
         yield group
-
-
-def _take(signals: Signals, item: Any) -> None:
-    if isinstance(item, SignalTable):
-        signals.remember(item)
-        signals.samples += 1
-    elif isinstance(item, EvaluationRecord):
-        signals.evaluate(item)
-    elif isinstance(item, Look):
-        signals.looks.append(item)
-    elif isinstance(item, Replicas):
-        signals.replicas = item
-    elif isinstance(item, Entering):
-        signals.entering = item
-    elif isinstance(item, Composition):
-        signals.composition = item
-    elif isinstance(item, Attribution):
-        signals.attribution = item
-    else:
-        signals.cells = item

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from bnwatch import moments
-from bnwatch.records import CallSite
+from bnwatch.evidence import Attribution, Composition, Entering, Look
+from bnwatch.records import Attachment, CallSite, EvaluationRecord, Structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
-    from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look, Split
-    from bnwatch.records import Attachment, CallRecord, EvaluationRecord, LayerSpec, StepSnapshot, Structure
+    from bnwatch.evidence import Cells, Split
+    from bnwatch.records import CallRecord, LayerSpec, StepSnapshot
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -313,6 +314,20 @@ class Signals:
         name = (self.framework if self.attachment is None else self.attachment.framework).partition(" ")[0]
         return f"bnwatch.{name}" if name in {"keras", "chainer"} else None
 
+    def take(self, item: Any) -> None:
+        """Take what came out of a training or of an experiment: a record of `records`, of `evidence`, or a sample."""
+        if isinstance(item, SignalTable):
+            self.remember(item)
+            self.samples += 1
+        elif isinstance(item, EvaluationRecord):
+            self.evaluate(item)
+        elif isinstance(item, Attachment):
+            self.attach(item)
+        elif isinstance(item, Look):
+            self.looks.append(item)
+        else:
+            setattr(self, next((name for kind, name in _LATEST.items() if isinstance(item, kind)), "cells"), item)
+
     def attach(self, attachment: Attachment) -> None:
         """Learn which layers are watched."""
         self.attachment = attachment
@@ -433,6 +448,16 @@ class Signals:
 def stacked(statistic: str, tables: Sequence[SignalTable]) -> Float32:
     """Return a statistic of samples with the same call sites, ``(samples, sites)``."""
     return np.stack([table.column(statistic) for table in tables]) if tables else np.zeros((0, 0), np.float32)
+
+
+_LATEST: dict[type, str] = {
+    Structure: "structure",
+    Replicas: "replicas",
+    Attribution: "attribution",
+    Composition: "composition",
+    Entering: "entering",
+}
+"""What is known of which only the latest counts, by the name of the attribute."""
 
 
 def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:

@@ -264,22 +264,8 @@ def signals(
     for item in items:
         if isinstance(item, StepSnapshot):
             fed.observe(item)
-        elif isinstance(item, EvaluationRecord):
-            fed.evaluate(item)
-        elif isinstance(item, Attachment):
-            fed.attach(item)
-        elif isinstance(item, Structure):
-            fed.structure = item
-        elif isinstance(item, Look):
-            fed.looks.append(item)
-        elif isinstance(item, Attribution):
-            fed.attribution = item
-        elif isinstance(item, Composition):
-            fed.composition = item
-        elif isinstance(item, Entering):
-            fed.entering = item
         else:
-            fed.cells = item
+            fed.take(item)
     return fed
 
 

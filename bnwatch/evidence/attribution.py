@@ -10,8 +10,7 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.evidence.cells import Bench
-from bnwatch.evidence.laboratory import Budget, ExperimentNotPossibleError
-from bnwatch.records import CallSite
+from bnwatch.evidence.laboratory import AtSite, Budget, ExperimentNotPossibleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from bnwatch.evidence.cells import Cell
     from bnwatch.evidence.laboratory import Examples, Laboratory, MeanAndVariance, Progress, Split
     from bnwatch.moments import Moments
+    from bnwatch.records import CallSite
 
 LEAST_SUSPECTS = 3
 """Suspects that are measured whatever the time: a ranking of the worst few is worth more than none."""
@@ -48,7 +48,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class SiteCost:
+class SiteCost(AtSite):
     """What the running statistics of one layer, or those at one of its call sites, cost.
 
     Attributes:
@@ -65,11 +65,6 @@ class SiteCost:
     distance: float
     recovered: Difference
     lost: Difference
-
-    @property
-    def subject(self) -> str:
-        """Return the layer's path, or the name of the call site: ``bn#0``."""
-        return _subject(self.layer, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
-class _Suspect:
+class _Suspect(AtSite):
     layer: str
     index: int | None
     sites: tuple[CallSite, ...]
@@ -164,12 +159,12 @@ def attribute(
     for suspect in suspects:
         if len(costs) >= LEAST_SUSPECTS and budget.share(1.0):
             break
-        subject = _subject(suspect.layer, suspect.index)
+        subject = suspect.subject
         repaired = bench.measure(f"batch statistics at {subject} alone", batches, "running", suspect.sites)
         damaged = bench.measure(f"running statistics at {subject} alone", batches, "batch", suspect.sites)
         recovered, lost = Difference.between(repaired, running), Difference.between(batch, damaged)
         costs.append(SiteCost(suspect.layer, suspect.index, suspect.distance, recovered, lost))
-    unmeasured = tuple(_subject(suspect.layer, suspect.index) for suspect in suspects[len(costs) :])
+    unmeasured = tuple(suspect.subject for suspect in suspects[len(costs) :])
     # of two that recover the same, the one farther off is likelier at fault, and a call site says more than its layer
     costs.sort(key=lambda cost: (-cost.recovered.gained, -cost.lost.gained, -cost.distance, cost.index is None))
     return Attribution(
@@ -184,10 +179,6 @@ def attribute(
         unmeasured=unmeasured,
         seconds=budget.spent,
     )
-
-
-def _subject(layer: str, index: int | None) -> str:
-    return layer if index is None else str(CallSite(layer, index))
 
 
 def _examples(lab: Laboratory, split: Split | None, limit: int) -> tuple[Split, Sequence[Examples]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bnwatch import moments
-from bnwatch.evidence.laboratory import Budget, ExperimentNotPossibleError
+from bnwatch.evidence.laboratory import AtSite, Budget, ExperimentNotPossibleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ LABEL_DRAWS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class SiteComposition:
+class SiteComposition(AtSite):
     """How far apart the batches are in what enters one call site, under running statistics.
 
     Attributes:
@@ -56,11 +56,6 @@ class SiteComposition:
     clusters: float
     smaller: float
     tail: float
-
-    @property
-    def subject(self) -> str:
-        """Return the layer's path, or the name of the call site: ``bn#0``."""
-        return self.layer if self.index is None else f"{self.layer}#{self.index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bnwatch import moments
-from bnwatch.evidence.laboratory import ENOUGH, SPLITS, Budget
+from bnwatch.evidence.laboratory import ENOUGH, SPLITS, AtSite, Budget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ TESTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class SiteShift:
+class SiteShift(AtSite):
     """How differently evaluation examples enter one call site than training examples do.
 
     Attributes:
@@ -58,11 +58,6 @@ class SiteShift:
     held_shift: float | None = None
     held_ratio: float | None = None
     awakened: int = 0
-
-    @property
-    def subject(self) -> str:
-        """Return the layer's path, or the name of the call site: ``bn#0``."""
-        return self.layer if self.index is None else f"{self.layer}#{self.index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,19 @@ class SiteMoments:
     moments: Moments
 
 
+class AtSite:
+    """What is about a call site; or about a layer as a whole, whose ``index`` is None."""
+
+    __slots__ = ()
+    layer: str
+    index: int | None
+
+    @property
+    def subject(self) -> str:
+        """Return the layer's path, or the name of the call site: ``bn#0``."""
+        return self.layer if self.index is None else f"{self.layer}#{self.index}"
+
+
 class Laboratory(Protocol):
     """What an adapter offers to experiments.
 
