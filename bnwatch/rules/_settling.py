@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WEIGHT = 0.05
 """Share of the initial values that may be left in settled running statistics."""
 
-REST = 0.25
+REST = 0.1
 """Share of the planned training that settled statistics must have before it ends: then nobody is misled for long."""
 
 PART = 0.1
