@@ -254,7 +254,10 @@ class Tap:
         return tuple(
             watched.path
             for watched in self.layers
-            if id(watched) in called - self._recorded and watched.path not in recorded
+            if id(watched) in called - self._recorded
+            and watched.path not in recorded
+            # one of the user's own may normalize and update in its own way, unseen
+            and (watched.updates != 0 or watched.pristine())
         )
 
     def mark(self) -> None:

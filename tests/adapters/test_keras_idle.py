@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from bnwatch.keras.loop import LoopWatch
@@ -129,3 +130,27 @@ def test_a_loop_in_training_mode_with_evaluations_between(compiled):
     found = loop(make(frozen), True, compiled=compiled, evaluate=True)
     assert [one.idle for one in found] == [("two",)] * 4
     assert [len(one.calls) for one in found] == [2] * 4
+
+
+class Own(layers.BatchNormalization):
+    """Normalizes and updates in its own way."""
+
+    def call(self, inputs, training=None, mask=None):
+        if training:
+            mean = keras.ops.mean(inputs, axis=0)
+            self.moving_mean.assign(0.9 * self.moving_mean + 0.1 * mean)
+            return inputs - mean
+        return inputs - self.moving_mean
+
+
+@pytest.mark.skipif(LEGACY, reason="Keras 2 has no keras.ops to write such a layer with")
+def test_a_layer_that_normalizes_in_its_own_way_is_not_idle():
+    x = inputs = keras.Input((5,))
+    x = Own(name="own", scale=False, center=False)(layers.Dense(6)(x))
+    callback, seen = faked()
+    model = make(lambda: keras.Model(inputs, layers.Dense(CLASSES)(x)))
+    features, labels = data(32, shape=(5,))
+    model.fit(features, labels, batch_size=16, verbose=0, callbacks=[callback])
+    assert seen.faults == []
+    assert np.ptp(model.get_layer("own").moving_mean) > 0
+    assert [found.idle for found in seen.snapshots] == [(), ()]
