@@ -130,10 +130,14 @@ def test_a_loop_that_calls_a_layer_more_often_than_there_are_places_is_told():
     fake = FakeWatch()
     with LoopWatch(model, fake) as watching:
         values = tuple([v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables))
-        for _ in range(2):
-            state = values[1]
+
+        def thrice(trainable, state):
             for scale in (1.0, 2.0, 3.0):
-                _, state = model.stateless_call(values[0], state, scale * x, training=True)
+                scores, state = model.stateless_call(trainable, state, scale * x, training=True)
+            return jnp.sum(scores), state
+
+        for _ in range(2):
+            (_, state), _ = jax.value_and_grad(thrice, has_aux=True)(*values)
             values = (values[0], state)
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
