@@ -19,7 +19,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
-from bnwatch.records import Attachment, EvaluationRecord, Structure
+from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
 from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile, read_events
@@ -39,6 +39,9 @@ SUBDIRECTORY = "bnwatch"
 
 _CHOSEN = 3
 _TEXTS = 10
+_LAYOUTS = 8
+"""Layouts of tables with the same call sites: each costs a description of all layers."""
+_NAN = np.float32(np.nan).view(np.uint32)
 
 _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attachment: (schema.ATTACHMENT, schema.attachment_json),
@@ -80,7 +83,7 @@ class TensorBoardSink:
         self._waiting: list[Attachment | Structure | Skipped] = []
         self._specs: dict[str, LayerSpec] = {}
         self._sites: tuple[CallSite, ...] | None = None
-        self._stats = "", ""
+        self._layouts: dict[bytes, tuple[str, str, list[int]]] = {}
         self._shared: dict[str, tuple[str, str]] = {}
         self._samples = 0
         self._chosen: dict[str, str] = {}
@@ -191,6 +194,9 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
+        elif isinstance(item, ChannelStatistics):
+            content = render.dumps(schema.channels_json(item))
+            yield self._tensor(schema.CHANNELS + schema.digest(content), item.values, DT_FLOAT, content)
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
@@ -213,8 +219,8 @@ class TensorBoardSink:
             yield self._json(tag, to_json(item))
 
     def _sample(self, table: SignalTable) -> Iterator[Any]:
-        tag, content = self._layout(table.sites)
-        yield self._tensor(tag, table.values, DT_FLOAT, content)
+        tag, content, columns = self._layout(table)
+        yield self._tensor(tag, table.values[:, columns], DT_FLOAT, content)
         unknown = math.nan
         progress = [
             table.epoch,
@@ -232,22 +238,34 @@ class TensorBoardSink:
             yield _scalar("bnwatch/accuracy/train", table.accuracy)
         yield from self._worst(table)
 
-    def _layout(self, sites: tuple[CallSite, ...]) -> tuple[str, str]:
-        """Return the tag of tables with these rows, and its metadata."""
-        if sites != self._sites:
-            layers = list(dict.fromkeys(site.layer for site in sites))
+    def _layout(self, table: SignalTable) -> tuple[str, str, list[int]]:
+        """Return the tag of tables like this one, its metadata, and the columns to write: not those of NaN or 0 alone.
+
+        To the bit, so that what a reader puts back is what was there.
+        """
+        if table.sites != self._sites:
+            self._sites, self._layouts = table.sites, {}
+            self._rows = {path: np.array([site.layer == path for site in table.sites]) for path in self._chosen}
+        bits = np.ascontiguousarray(table.values, np.float32).view(np.uint32)
+        blank = ((bits == 0).all(axis=0), (bits == _NAN).all(axis=0))
+        if not len(bits) or len(self._layouts) >= _LAYOUTS:
+            blank = (np.zeros_like(blank[0]), np.zeros_like(blank[1]))
+        key = b"".join(part.tobytes() for part in blank)
+        if key not in self._layouts:
+            zero, unknown = (part.tolist() for part in blank)
+            columns = [n for n in range(len(STATISTICS)) if not (zero[n] or unknown[n])]
+            layers = list(dict.fromkeys(site.layer for site in table.sites))
             content = render.dumps(
                 {
                     "schema": render.SCHEMA,
-                    "statistics": list(STATISTICS),
-                    "sites": [[site.layer, int(site.index), int(site.replica)] for site in sites],
+                    "statistics": [STATISTICS[n] for n in columns],
+                    "zeros": [name for name, blank in zip(STATISTICS, zero, strict=True) if blank],
+                    "sites": [schema.site_json(site) for site in table.sites],
                     "layers": [schema.spec_json(self._specs[path]) for path in layers if path in self._specs],
                 }
             )
-            self._stats = schema.STATS + schema.digest(content), content
-            self._sites = sites
-            self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
-        return self._stats
+            self._layouts[key] = schema.STATS + schema.digest(content), content, columns
+        return self._layouts[key]
 
     def _shared_layout(self, layer: str) -> tuple[str, str]:
         if layer not in self._shared:
