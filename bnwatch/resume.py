@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnwatch.channels import ChannelChoice
 from bnwatch.diagnosis import Severity
 from bnwatch.evidence import SPLITS, Cell, Cells
 from bnwatch.signals import Signals
@@ -53,6 +54,7 @@ class Progress:
         next_cells: evaluations after which cells are due again.
         attributed_at: step of the cells that were attributed last; -1 without.
         told_of_range: the user was told of an accuracy that is none.
+        channels: which layers are recorded channel by channel, and which of their channels.
     """
 
     told: Mapping[str, Severity]
@@ -61,6 +63,7 @@ class Progress:
     next_cells: int
     attributed_at: int
     told_of_range: bool
+    channels: ChannelChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ def leave(record: TensorBoardSink, step: int, fingerprint: str, memory: Memory) 
         "next_cells": memory.progress.next_cells,
         "attributed_at": memory.progress.attributed_at,
         "told_of_range": memory.progress.told_of_range,
+        "channels": memory.progress.channels.memory,
         "own": memory.own,
     }
     _write(record.directory / _DIRECTORY, step, tree)
@@ -199,6 +203,7 @@ def _memory(record: RunRecord, tree: Any) -> Memory:
             next_cells=int(tree["next_cells"]),
             attributed_at=int(tree["attributed_at"]),
             told_of_range=bool(tree["told_of_range"]),
+            channels=ChannelChoice.recalled(tree.get("channels", {})),
         ),
         own=dict(tree["own"]),
     )

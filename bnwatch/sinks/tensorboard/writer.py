@@ -20,7 +20,7 @@ from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
 from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
-from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
+from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, farthest, worst
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import EventFile, read_events
 
@@ -280,16 +280,15 @@ class TensorBoardSink:
             return
         distances = table.distances()
         if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
-            self._choose(table.sites, np.nan_to_num(np.maximum(*distances.values()), nan=np.inf))
+            self._choose(farthest(table, _CHOSEN), table.sites)
         for name, value in worst(distances).items():
             yield _scalar(WORST + name, value)
         for path, layer in self._chosen.items():
             for name, value in worst(distances, self._rows[path]).items():
                 yield _scalar(f"bnwatch/layer/{layer}/{name}", value)
 
-    def _choose(self, sites: tuple[CallSite, ...], distance: NDArray[np.floating]) -> None:
-        worst = dict.fromkeys(sites[n].layer for n in np.argsort(-distance, kind="stable"))
-        self._chosen = {path: safe_path(path) for path in list(worst)[:_CHOSEN]}
+    def _choose(self, layers: tuple[str, ...], sites: tuple[CallSite, ...]) -> None:
+        self._chosen = {path: safe_path(path) for path in layers}
         self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
 
     def _diagnosis_text(self, diagnosis: Diagnosis) -> Iterator[Any]:
