@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from bnwatch.diagnosis import Diagnosis, Skipped
+    from bnwatch.signals import SignalTable
     from bnwatch.sinks.tensorboard import RunRecord, TensorBoardSink
 
 FORMAT = 1
@@ -89,11 +90,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A memory, and where in the record it was left."""
+    """A memory, where in the record it was left, and every sample until then."""
 
     memory: Memory
     mark: Mark
     chosen: tuple[int, dict[str, str]]
+    tables: tuple[SignalTable, ...]
 
 
 def leave(record: TensorBoardSink, step: int, fingerprint: str, memory: Memory) -> None:
@@ -155,7 +157,8 @@ def find(
         tree = _read(path)
         _check(path, tree, step, fingerprint)
         mark = Mark(str(tree["record"]["name"]), int(tree["record"]["size"]))
-        found = Found(_memory(read_as_of(directory, mark), tree), mark, _chosen(tree["record"]))
+        record = read_as_of(directory, mark)
+        found = Found(_memory(record, tree), mark, _chosen(tree["record"]), record.tables)
         take(found.memory.own)
     except FileNotFoundError:
         msg = f"there is no {str(path)!r}"

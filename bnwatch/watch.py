@@ -311,7 +311,7 @@ class Watch:
         self._attributed_at, self._told_of_range = progress.attributed_at, progress.told_of_range
         self._start()
         if self._record is not None:
-            self._record.take_up(found.mark, step, self.signals.specs, found.chosen)
+            self._record.take_up(found.mark, step, self.signals.specs, found.chosen, found.tables)
         resume.forget_after(self.log_dir, step)
         return True
 

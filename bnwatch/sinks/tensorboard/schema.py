@@ -14,6 +14,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
   TensorBoard keeps one value a tag and step
 * ``bnwatch/resumed``: JSON, the first event of a file that goes on where another one was
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
+* ``bnwatch/distribution/<layer>/…``: over channels, of plugin ``histograms``
+* ``bnwatch/heatmap``: PNG of plugin ``images``; ``custom_scalars__config__``: a layout of plugin ``custom_scalars``
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
 
@@ -82,6 +84,11 @@ SKIPPED = "bnwatch/skipped/"
 REPORT = "bnwatch/report"
 RESUMED = "bnwatch/resumed"
 TEXT = "bnwatch/text/"
+LAYER = "bnwatch/layer/"
+DISTRIBUTION = "bnwatch/distribution/"
+HEATMAP = "bnwatch/heatmap"
+CHARTS = "custom_scalars__config__"
+"""What the Custom Scalars tab looks for."""
 
 NEEDS = ("cells", "attribution", "look", "gradients")
 
