@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
@@ -27,6 +27,13 @@ from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
 from bnwatch.sinks.tensorboard.events import SUFFIX, frame, read_events
 from tests import samples
+
+PLUGINS = {
+    schema.TEXT: "text",
+    schema.DISTRIBUTION: "histograms",
+    schema.HEATMAP: "images",
+    schema.CHARTS: "custom_scalars",
+}
 
 
 def record(directory, steps=range(1, 41), *, close=True, sites=2):
@@ -386,8 +393,9 @@ def test_tensorboard_reads_every_tag(tmp_path):
         assert theirs == [(step, value.simple_value) for step, value in mine[tag]]
     for tag in tags["tensors"]:
         metadata = accumulator.SummaryMetadata(tag)
-        assert metadata.plugin_data.plugin_name == ("text" if tag.startswith(schema.TEXT) else "bnwatch")
-        assert metadata.data_class == DATA_CLASS_TENSOR
+        plugin = next((name for start, name in PLUGINS.items() if tag.startswith(start)), "bnwatch")
+        assert metadata.plugin_data.plugin_name == plugin
+        assert metadata.data_class == (DATA_CLASS_BLOB_SEQUENCE if plugin == "images" else DATA_CLASS_TENSOR)
         for event, (step, value) in zip(accumulator.Tensors(tag), mine[tag], strict=True):
             assert event.step == step
             assert event.tensor_proto == value.tensor

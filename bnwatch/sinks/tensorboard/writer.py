@@ -248,9 +248,6 @@ class TensorBoardSink:
         if table.accuracy is not None:
             yield _scalar("bnwatch/accuracy/train", table.accuracy)
         yield from self._worst(table)
-        self._heatmap.add(table)
-        if pictures.due(self._samples):
-            yield from self._image()
 
     def _layout(self, table: SignalTable) -> tuple[str, str, list[int]]:
         """Return the tag of tables like this one, its metadata, and the columns to write: not those of NaN or 0 alone.
@@ -303,6 +300,9 @@ class TensorBoardSink:
         # also in the file of a resumed run: TensorBoard may not have read the one before
         if self._chosen and schema.CHARTS not in self._described:
             yield self._charts()
+        self._heatmap.add(table)
+        if pictures.due(self._samples):
+            yield from self._image()
 
     def _choose(self, layers: tuple[str, ...], sites: tuple[CallSite, ...]) -> None:
         self._chosen = {path: safe_path(path) for path in layers}
