@@ -65,8 +65,7 @@ class ChannelChoice:
         """
         if not self._chosen and (samples >= WINDOW or len({site.layer for site in table.sites}) <= CHOSEN):
             self._chosen = farthest(table, CHOSEN)
-        now = dict.fromkeys(suspects)
-        followed = dict.fromkeys([*(path for path in self._followed if path in now), *now, *self._followed])
+        followed = dict.fromkeys([*suspects, *self._followed])
         self._followed = tuple(path for path in followed if path not in self._chosen)[:FOLLOWED]
         layers = (*self._chosen, *self._followed)
         wanted: dict[str, list[CallRecord]] = {path: [] for path in layers if due(samples) or path not in self._kept}
