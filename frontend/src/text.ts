@@ -70,3 +70,8 @@ export function count(amount: number, what: string, plural = `${what}s`): string
 export function siteName(layer: string, index: number | null, replica = 0, limit = 160): string {
   return `${shorten(layer, limit)}${index === null ? "" : ` #${index}`}${replica ? ` @${replica}` : ""}`;
 }
+
+/** The text with a capital. */
+export function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
