@@ -51,7 +51,7 @@ export class Page {
   private readonly tables = new Map<string, { key: string; layers: Layers }>();
   private readonly asked = new Map<string, string>();
   private known = new Set<string>();
-  private heatmapSeen = false;
+  private heatmapSeen = isReport();
   private busy = false;
   private again = false;
   private timer = 0;
@@ -144,7 +144,7 @@ export class Page {
     );
     new IntersectionObserver(
       (entries) => {
-        this.heatmapSeen = entries.some((entry) => entry.isIntersecting);
+        this.heatmapSeen = isReport() || entries.some((entry) => entry.isIntersecting);
         if (this.heatmapSeen) void this.showHeatmap();
       },
       { rootMargin: "400px" },

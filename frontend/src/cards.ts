@@ -3,7 +3,7 @@
 import { Diagnosis, Run, Table } from "./answers";
 import { Child, dataTable, h, icon, say, update } from "./dom";
 import { inline } from "./markdown";
-import { capital, clean, count, interval, number, quantity, shorten } from "./text";
+import { capital, clean, count, interval, number, shorten } from "./text";
 
 export interface Actions {
   showLayer(layer: string): void;
@@ -191,11 +191,12 @@ function numbers(one: Diagnosis): HTMLElement | null {
       h(
         "div",
         {},
-        h("dt", {}, shorten(name, 80)),
+        h("dt", {}, shorten(name.replaceAll("_", " "), 80)),
         h(
           "dd",
           {},
-          quantity(measured),
+          h("strong", {}, number(measured.value)),
+          measured.unit ? ` ${shorten(measured.unit, 60)}` : null,
           measured.interval ? h("span", { class: "muted small" }, ` ${interval(measured.interval)}`) : null,
         ),
       ),

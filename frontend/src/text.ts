@@ -1,6 +1,6 @@
 // Numbers and words as people read them; what comes from outside is made harmless here.
 
-import { Num, num, Quantity } from "./answers";
+import { Num, num } from "./answers";
 
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
@@ -50,11 +50,6 @@ export function percent(value: Num | undefined, digits = 1): string {
 export function points(value: Num | undefined): string {
   const x = num(value);
   return Number.isFinite(x) ? `${x > 0 ? "+" : ""}${(100 * x).toFixed(1).replace("-", "\u2212")}` : number(value);
-}
-
-export function quantity(measured: Quantity): string {
-  const unit = measured.unit ? `\u2009${shorten(measured.unit, 60)}` : "";
-  return number(measured.value) + unit;
 }
 
 export function interval(ends: [Num, Num] | null | undefined): string {
