@@ -514,4 +514,4 @@ def _html_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
         tag, style = ("th", f"{_CELL};border-bottom:{_LINE}") if place < heads else ("td", _CELL)
         cells = "".join(f'<{tag} style="{style}">{escape(shorten(cell, _LONG_SUBJECT))}</{tag}>' for cell in row)
         lines.append(f'<tr style="background:none">{cells}</tr>')
-    return f'<table style="border-collapse:collapse;margin:.4em 0;font-size:1em">{"".join(lines)}</table>'
+    return f'<table style="border-collapse:collapse;margin:.4em 0;font:inherit;color:inherit">{"".join(lines)}</table>'
