@@ -44,20 +44,19 @@ def test_what_is_new_gone_and_in_both(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "fail_on", "status"),
+    ("found", "fail_on", "status"),
     [
-        (None, "warning", "warning", 1),
-        (None, "warning", "error", 0),
-        ("warning", "warning", "warning", 0),
-        ("warning", "error", "error", 1),
-        ("error", "warning", "warning", 0),
-        ("error", None, "info", 0),
+        ((None, "warning"), "warning", 1),
+        ((None, "warning"), "error", 0),
+        (("warning", "warning"), "warning", 0),
+        (("warning", "error"), "error", 1),
+        (("error", "warning"), "warning", 0),
+        (("error", None), "info", 0),
     ],
 )
-def test_the_status_follows_what_is_new_or_graver(capsys, tmp_path, before, after, fail_on, status):
-    for side, severity in (("a", before), ("b", after)):
-        found = [] if severity is None else [samples.diagnosis(severity=Severity.parse(severity))]
-        record(tmp_path / side, *found)
+def test_the_status_follows_what_is_new_or_graver(capsys, tmp_path, found, fail_on, status):
+    for side, severity in zip("ab", found, strict=True):
+        record(tmp_path / side, *([samples.diagnosis(severity=Severity.parse(severity))] if severity else []))
     assert compared(capsys, tmp_path, "--fail-on", fail_on)[0] == status
 
 
