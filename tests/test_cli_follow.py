@@ -42,8 +42,8 @@ def test_once_shows_how_it_stands(capsys, tmp_path):
     assert "\x1b" not in out
     lines = [line.rstrip() for line in out.splitlines()]
     assert lines[0] == f"{tmp_path.name}  chainer 7.8.1, step 400, epoch 1, runs"
-    assert any(line.startswith("training      50.0%  ") for line in lines)
-    assert any(line.startswith("evaluation    25.0%  ") for line in lines)
+    assert any(line.startswith("training     50.0%  ") for line in lines)
+    assert any(line.startswith("evaluation   25.0%  ") for line in lines)
     assert "gap          50.0 points at step 100" in lines
     assert sum(line.startswith(("bn ", "encoder/bn_1 ", "encoder/bn_2 ")) for line in lines) == 3
     assert "warning[BN101] `encoder/bn_2` normalizes 2 call sites with one set of running statistics" in lines

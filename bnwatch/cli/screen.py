@@ -61,16 +61,9 @@ def screen(views: RunViews, width: int, *, height: int | None, plain: bool) -> R
     # a pipe has room for all of them
     for run in ordered[: 1 if height is not None else _RUNS]:
         view = views[run["run"]]
-        age = ages[run["run"]]
-        picture = _run(
-            {**run, "run": title(views, run["run"])},
-            view.overview(),
-            view.layers(),
-            age=age,
-            width=width,
-            height=rows,
-            plain=plain,
-        )
+        named = {**run, "run": title(views, run["run"])}
+        age, overview, layers = ages[run["run"]], view.overview(), view.layers()
+        picture = _run(named, overview, layers, age=age, width=width, height=rows, plain=plain)
         parts += [picture, Text()]
     del parts[-1]
     parts += [Text(_cut(problem, width), style="yellow") for problem in answer["problems"][:2]]

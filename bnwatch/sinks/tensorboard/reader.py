@@ -96,10 +96,10 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
         raise RecordError(msg)
     runs, problems = [], []
     for directory, paths in sorted(found.items()):
-        files = [_File.read(file) for file in paths]
+        files = [File.read(file) for file in paths]
         problems += [problem for file in files for problem in file.problems]
         if any(file.entries for file in files):
-            runs.append(_fold(directory, files))
+            runs.append(fold(directory, files))
     if not runs:
         nothing = f"the record in {str(top)!r} holds no event of bnwatch"
         raise RecordError(*(problems or [nothing])[:1])
@@ -113,12 +113,12 @@ def read_as_of(directory: Path, mark: Mark) -> RunRecord:
         RecordError: that file is not there any more, or what it holds up to the mark is damaged.
     """
     paths = _find(directory).get(directory, [])
-    files = [_File.read(path, mark.size if path.name == mark.name else None) for path in paths]
+    files = [File.read(path, mark.size if path.name == mark.name else None) for path in paths]
     marked = next((file for file in files if file.path.name == mark.name), None)
     if marked is None or marked.path.stat().st_size < mark.size or marked.problems:
         msg = f"the record in {str(directory)!r} is not what it was"
         raise RecordError(msg)
-    return _fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
+    return fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
 
 
 def _find(top: Path) -> dict[Path, list[Path]]:
@@ -139,7 +139,7 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class _File:
+class File:
     """The entries of one event file, in the order they were written."""
 
     path: Path
@@ -152,39 +152,56 @@ class _File:
     resumed: bool = False
     """It goes on where another file was, with what was known there."""
 
+    refused: int = 0
+    why: str = ""
+
     @classmethod
-    def read(cls, path: Path, limit: int | None = None) -> _File:
+    def read(cls, path: Path, limit: int | None = None) -> File:
+        """Return what a file holds, up to so many bytes of it."""
         file = cls(path)
-        understood, refused, why = _Decoder(file.specs), 0, ""
+        understood = Decoder(file.specs)
         try:
             for event in read_events(path, limit):
-                wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
-                file.first = min(file.first, wall_time)
-                if event.HasField("session_log"):
-                    if event.session_log.status == SessionLog.START and file.start is None:
-                        file.start = event.step, wall_time
-                elif event.HasField("summary"):
-                    file.resumed |= not file.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
-                    try:
-                        entities = understood.event(event)
-                    except (ValueError, RecursionError) as error:
-                        refused += 1
-                        why = why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
-                    else:
-                        file.entries += [_Entry(event.step, wall_time, entity) for entity in entities]
-        except CorruptRecordError as error:
-            behind = "what lies behind is lost" if math.isfinite(file.first) else "is it an event file?"
-            file.problems.append(f"{str(path)!r} is damaged: {error}; {behind}")
-        except OSError as error:
-            file.problems.append(f"{str(path)!r} cannot be read: {error.strerror or type(error).__name__}")
-        if refused:
-            many = "1 event" if refused == 1 else f"{refused:,} events"
-            file.problems.append(f"{str(path)!r} holds {many} that cannot be understood: {why}")
+                file.take(event, understood.event)
+        except (CorruptRecordError, OSError) as error:
+            file.stop(error)
+        if file.refused:
+            file.problems.append(file.refusal())
         return file
+
+    def take(self, event: Any, understand: Callable[[Any], list[Entity]]) -> None:
+        """Add what an event holds."""
+        wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
+        self.first = min(self.first, wall_time)
+        if event.HasField("session_log"):
+            if event.session_log.status == SessionLog.START and self.start is None:
+                self.start = event.step, wall_time
+        elif event.HasField("summary"):
+            self.resumed |= not self.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
+            try:
+                entities = understand(event)
+            except (ValueError, RecursionError) as error:
+                self.refused += 1
+                self.why = self.why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
+            else:
+                self.entries += [_Entry(event.step, wall_time, entity) for entity in entities]
+
+    def stop(self, error: CorruptRecordError | OSError) -> None:
+        """Note why it cannot be read any further."""
+        if isinstance(error, CorruptRecordError):
+            behind = "what lies behind is lost" if math.isfinite(self.first) else "is it an event file?"
+            self.problems.append(f"{str(self.path)!r} is damaged: {error}; {behind}")
+        else:
+            self.problems.append(f"{str(self.path)!r} cannot be read: {error.strerror or type(error).__name__}")
+
+    def refusal(self) -> str:
+        """Return how many events hold what cannot be understood, and why the first does."""
+        many = "1 event" if self.refused == 1 else f"{self.refused:,} events"
+        return f"{str(self.path)!r} holds {many} that cannot be understood: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class TableLayout:
     """What rows and columns of a tensor mean."""
 
     sites: tuple[CallSite, ...]
@@ -205,12 +222,12 @@ class _Layout:
         return arranged
 
 
-class _Decoder:
+class Decoder:
     """Turns the events of one file into entities."""
 
     def __init__(self, specs: dict[str, LayerSpec]) -> None:
         self._specs = specs
-        self._layouts: dict[str, _Layout] = {}
+        self.layouts: dict[str, TableLayout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
             schema.STRUCTURE: schema.parse_structure,
@@ -225,8 +242,13 @@ class _Decoder:
         }
 
     def event(self, event: Any) -> list[Entity]:
+        """Return what an event holds, the sample last.
+
+        Raises:
+            ValueError, RecursionError: it is not what its tags say.
+        """
         entities: list[Entity] = []
-        table: tuple[_Layout, NDArray[np.float32]] | None = None
+        table: tuple[TableLayout, NDArray[np.float32]] | None = None
         progress = (0.0, math.nan, math.nan, 0.0)
         shared = []
         idle: tuple[str, ...] = ()
@@ -244,11 +266,11 @@ class _Decoder:
                 layout = self._layout(tag, value)
                 shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
             elif tag == schema.PROGRESS:
-                progress = _progress(value.tensor)
+                progress = parse_progress(value.tensor)
             elif tag == schema.IDLE:
-                idle = schema.parse_idle(json.loads(_text(value.tensor)))
+                idle = schema.parse_idle(json.loads(parse_text(value.tensor)))
             elif (parse := self._parser(tag)) is not None:
-                entities.append(parse(json.loads(_text(value.tensor))))
+                entities.append(parse(json.loads(parse_text(value.tensor))))
         if table is not None:
             epoch, accuracy, loss, examples = progress
             entities.append(
@@ -273,8 +295,8 @@ class _Decoder:
             return schema.parse_skipped
         return self._parsers.get(tag)
 
-    def _layout(self, tag: str, value: Any) -> _Layout:
-        if tag not in self._layouts:
+    def _layout(self, tag: str, value: Any) -> TableLayout:
+        if tag not in self.layouts:
             if not value.HasField("metadata"):
                 msg = "a table comes without its description"
                 raise SchemaError(msg)
@@ -284,10 +306,10 @@ class _Decoder:
                 sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
                 specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
                 self._specs.update({spec.path: spec for spec in specs})
-                self._layouts[tag] = _Layout(sites, "", layout.texts("statistics"))
+                self.layouts[tag] = TableLayout(sites, "", layout.texts("statistics"))
             else:
-                self._layouts[tag] = _Layout((), layout.text("layer"), layout.texts("statistics"))
-        return self._layouts[tag]
+                self.layouts[tag] = TableLayout((), layout.text("layer"), layout.texts("statistics"))
+        return self.layouts[tag]
 
 
 def _floats(tensor: Any) -> NDArray[np.float32]:
@@ -302,7 +324,8 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
     return values
 
 
-def _progress(tensor: Any) -> tuple[float, float, float, float]:
+def parse_progress(tensor: Any) -> tuple[float, float, float, float]:
+    """Return epoch, accuracy, loss and examples."""
     if tensor.dtype != DT_DOUBLE or len(tensor.tensor_content) != 32:  # noqa: PLR2004
         msg = "progress is no four numbers of float64"
         raise SchemaError(msg)
@@ -313,15 +336,19 @@ def _progress(tensor: Any) -> tuple[float, float, float, float]:
     return epoch, accuracy, loss, examples
 
 
-def _text(tensor: Any) -> bytes:
+def parse_text(tensor: Any) -> bytes:
+    """Return the text that a tensor is."""
     if tensor.dtype != DT_STRING or len(tensor.string_val) != 1:
         msg = "an entry is no text"
         raise SchemaError(msg)
     return bytes(tensor.string_val[0])
 
 
-def _fold(directory: Path, files: list[_File]) -> RunRecord:
-    """Return the run as it stands after all its files, later ones overruling earlier ones."""
+def fold(directory: Path, files: list[File], sample: type = SignalTable) -> RunRecord:
+    """Return the run as it stands after all its files, later ones overruling earlier ones.
+
+    What these hold of a sample is of the type ``sample``.
+    """
     files = sorted(files, key=lambda file: (file.first, file.path.name))
     run = _Run()
     for place, file in enumerate(files):
@@ -334,7 +361,7 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         for entry in file.entries:
             run.take(entry.entity)
     name = directory.parent if directory.name == SUBDIRECTORY else directory
-    tables = _by_step(_of(files, SignalTable))
+    tables = _by_step(_of(files, sample))
     evaluations = _by_step(_of(files, EvaluationRecord))
     last = max((entry.step for file in files for entry in file.entries), default=0)
     sites = tables[-1].sites if tables else ()
@@ -377,7 +404,7 @@ def _before(entries: list[_Entry], step: int, wall_time: float) -> list[_Entry]:
     return [entry for entry in entries if entry.step < step or entry.wall_time > wall_time]
 
 
-def _of(files: list[_File], kind: type[T]) -> list[T]:
+def _of(files: list[File], kind: type[T]) -> list[T]:
     return [entry.entity for file in files for entry in file.entries if isinstance(entry.entity, kind)]
 
 

@@ -1,0 +1,190 @@
+"""How far a call site is off, in units of what matters: 1 is a rule's business, below it a layer is healthy.
+
+Every term is a measured number over the limit of the rule that is about it, so the limits are those of the catalogue:
+
+* *mean* and *spread*: |batch - running|, in running standard deviations or as logarithm of the ratio of standard
+  deviations, over the root of (noise band)^2 + (`BN201.shift`)^2. The noise band is what a healthy layer shows:
+  `NOISE` times `moments.shift_noise`, the standard deviation of batch mean minus running mean under its moving
+  average and its effective samples; a logarithm of a standard deviation scatters by 1/sqrt(2) of it. `NOISE` is the
+  number of standard deviations beyond which a normal value lies with the probability `BN101.alpha`: the false alarms a
+  layer and look that the catalogue allows, were all channels one; independent channels scatter less. The shift is the
+  least that moves the normalized output: less is no news however certain.
+* *initial values*: as BN201 fires, on the share of them that is left over `BN201.weight`, as far as they move the
+  output by `BN201.shift`.
+* *call sites*: as BN101 fires, on the distance between them over `BN101.shift`, as far as it is beyond chance.
+* *few elements*: `BN204.few` over the elements a channel; *constant channels*: their share over `BN404.share`;
+  *epsilon*: its share of the variance over `BN405.share`; *moved*: what moved the running mean outside of the training
+  step over `BN106.unexplained`.
+* NaN, infinity or a negative variance are exact facts, without a unit: they count as `MOST`.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bnwatch import moments
+from bnwatch.render import number
+from bnwatch.rules import CATALOGUE
+from bnwatch.signals import STATISTICS, TESTS, Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from bnwatch.records import CallSite, LayerSpec
+    from bnwatch.signals import SharedSites
+
+    Float32 = NDArray[np.float32]
+    Float64 = NDArray[np.float64]
+
+_LIMITS = {f"{rule.id}.{name}": threshold.value for rule in CATALOGUE for name, threshold in rule.thresholds.items()}
+
+NOISE = NormalDist().inv_cdf(1.0 - _LIMITS["BN101.alpha"] / 2.0)
+"""Half-width of the noise band in standard deviations."""
+
+MOST = 100.0
+"""What an exact fault counts as, and the most that anything does."""
+
+_BROKEN = int(Flag.NON_FINITE_BATCH | Flag.NON_FINITE_RUNNING | Flag.NEGATIVE_VARIANCE)
+
+
+class Worst(NamedTuple):
+    """The term that is farthest off at each call site, shape ``(..., sites)``: how far, which, and its number."""
+
+    matters: Float64
+    term: NDArray[np.intp]
+    measured: Float64
+
+
+class Concern:
+    """Judges the samples of call sites that are known by layer, in rows of one order."""
+
+    def __init__(self, sites: Sequence[CallSite], specs: Mapping[str, LayerSpec]) -> None:
+        """Take what does not change from sample to sample from the specifications of the layers."""
+        known = [specs.get(site.layer) for site in sites]
+        self._decay = np.array([np.nan if spec is None else spec.decay for spec in known])
+        self._epsilon = np.array([np.nan if spec is None else spec.epsilon for spec in known])
+        self._channels = np.array([np.nan if spec is None else spec.channels for spec in known])
+        self._initial = np.array([np.nan if spec is None else spec.initial[1] for spec in known])
+        self._sites = tuple(sites)
+
+    def noise(self, values: Float32, rows: slice = slice(None)) -> Float64:
+        """Return the half-width of the noise band of |batch mean - running mean|, in running standard deviations.
+
+        ``values`` is ``(..., sites, statistics)``, of all call sites or of these rows; NaN where it is not known, as at
+        the first sample.
+        """
+        effective = _column(values, "effective_samples")
+        with np.errstate(all="ignore"):
+            noise = NOISE * np.sqrt(2.0 / ((1.0 + np.minimum(self._decay[rows], 1.0)) * effective))
+        unknown: Float64 = np.where(np.isfinite(noise), noise, np.nan)
+        return unknown
+
+    def worst(self, values: Float32, shared: Sequence[SharedSites] = ()) -> Worst:
+        """Return what is farthest off; ``shared`` are the distances between call sites in the same, single sample."""
+        with np.errstate(all="ignore"):
+            terms = [term(self, values) for term in _TERMS.values()]
+        measured, off = (np.stack(parts) for parts in zip(*terms, strict=True))
+        if shared:
+            self._apart(shared, measured[_APART], off[_APART])
+        off = np.clip(np.nan_to_num(off, nan=0.0, posinf=MOST), 0.0, MOST)
+        term = off.argmax(axis=0)
+        return Worst(off.max(axis=0), term, np.take_along_axis(measured, term[None], axis=0)[0])
+
+    def _apart(self, shared: Sequence[SharedSites], measured: Float64, off: Float64) -> None:
+        """Enter how far call sites are apart at the rows of their layers."""
+        rows: dict[str, list[int]] = {}
+        for row, site in enumerate(self._sites):
+            if site.replica == 0:
+                rows.setdefault(site.layer, []).append(row)
+        for one in shared:
+            if one["steps"] >= _LIMITS["BN101.samples"] and len(one.values) > 1:
+                limit = moments.same_sites_limit(_LIMITS["BN101.alpha"] / TESTS, len(one.values), int(one["steps"]))
+                apart = max(one["between_shift"], one["between_scale"])
+                measured[rows.get(one.layer, [])] = apart
+                off[rows.get(one.layer, [])] = min(apart / _LIMITS["BN101.shift"], one["between_ratio"] / limit)
+
+
+def _column(values: Float32, statistic: str) -> Float64:
+    return values[..., STATISTICS.index(statistic)].astype(np.float64)
+
+
+def _broken(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+    count = np.nan_to_num(_column(values, "non_finite"))
+    flags = np.nan_to_num(_column(values, "flags")).astype(np.int64)
+    return count, np.where((count > 0) | ((flags & _BROKEN) > 0), MOST, 0.0)
+
+
+def _mean(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+    shift = np.abs(_column(values, "mean_shift"))
+    return shift, shift / np.hypot(concern.noise(values), _LIMITS["BN201.shift"])
+
+
+def _spread(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+    ratio = _column(values, "std_ratio")
+    return ratio, np.abs(np.log(ratio)) / np.hypot(concern.noise(values) / np.sqrt(2.0), _LIMITS["BN201.shift"])
+
+
+def _unsettled(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+    weight = concern._decay ** _column(values, "updates")  # noqa: SLF001
+    variance = np.square(_column(values, "running_std"))
+    held = np.minimum(1.0, np.fmax(weight, weight * concern._initial / variance / 4.0))  # noqa: SLF001
+    moved = np.fmax(np.abs(_column(values, "std_ratio") - 1.0), _column(values, "mean_shift"))
+    unmoved = (np.nan_to_num(_column(values, "flags")).astype(np.int64) & Flag.UNMOVED) > 0
+    held = np.where(unmoved | (concern._decay >= 1.0), np.nan, held)  # noqa: SLF001
+    return held, np.minimum(held / _LIMITS["BN201.weight"], moved / _LIMITS["BN201.shift"])
+
+
+def _apart(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+    unknown = np.full(values.shape[:-1], np.nan)
+    return unknown, unknown
+
+
+def _few(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+    count = _column(values, "count")
+    return count, _LIMITS["BN204.few"] / count
+
+
+def _constant(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+    share = _column(values, "zero_variance") / concern._channels  # noqa: SLF001
+    return share, np.where(_column(values, "count") > 1, share / _LIMITS["BN404.share"], 0.0)
+
+
+def _epsilon(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+    share = concern._epsilon / (np.square(_column(values, "batch_std")) + concern._epsilon)  # noqa: SLF001
+    varying = (_column(values, "count") > 1) & (_column(values, "zero_variance") < concern._channels)  # noqa: SLF001
+    return share, np.where(varying, share / _LIMITS["BN405.share"], 0.0)
+
+
+def _moved(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+    moved = np.abs(_column(values, "unexplained"))
+    return moved, moved / _LIMITS["BN106.unexplained"]
+
+
+_TERMS: dict[str, Callable[[Concern, Float32], tuple[Float64, Float64]]] = {
+    "NaN, infinity or a negative variance": _broken,
+    "batch mean {} running standard deviations off": _mean,
+    "batch standard deviation {} times the running one": _spread,
+    "{:.0%} of the initial values left": _unsettled,
+    "call sites {} standard deviations apart": _apart,
+    "{:.0f} elements a channel": _few,
+    "{:.0%} of the channels constant": _constant,
+    "epsilon is {:.0%} of the variance": _epsilon,
+    "running mean moved {} standard deviations outside of the step": _moved,
+}
+"""The terms by how their number is said."""
+
+_WORDS = tuple(_TERMS)
+_APART = _WORDS.index("call sites {} standard deviations apart")
+
+
+def why(term: int, measured: float) -> str:
+    """Return the number of a term in words; empty where it is not known."""
+    if np.isnan(measured):
+        return ""
+    words = _WORDS[term]
+    return words.format(number(measured)) if "{}" in words else words.format(measured)
