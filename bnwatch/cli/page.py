@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
     Candidate = tuple[str, str, dict[str, str | int]]
 
-BUDGET = 4_000_000
+BUDGET = 4_500_000
 """Bytes of answers in a file, all runs together."""
 
 _FIRST, _EARLIER = 8, 12
-"""Layers that come before the heatmaps at least; earlier samples whose table of layers is in the file."""
+"""Layers whose pictures come first, at least; earlier samples whose table of layers is in the file."""
+
+_MAPS = 3
+"""Heatmaps that come before the other layers."""
 
 _UNQUOTED = "!~*'()"
 
@@ -119,7 +122,7 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     """Return the answers by address, and what was left out in sentences.
 
     In turn for every run: the table of layers, the pictures of the layers that diagnoses are about and that matter
-    most, the heatmaps, the other layers, and the tables of earlier samples.
+    most, the first heatmaps, tables of earlier samples, the other layers, and the other heatmaps.
     """
     from bnwatch.views import RunViews
 
@@ -143,11 +146,14 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
         answers[address("rule", rule=rule)] = views.answer("rule", {"rule": rule})
     left = budget - sum(map(_size, answers.values()))
     missing: dict[str, int] = {}
+    full: set[tuple[str, str | int]] = set()
     queues = [_candidates(views, name, overviews[name]) for name in names]
     for what, route, parameters in (one for turn in zip_longest(*queues) for one in turn if one is not None):
-        # nothing is computed for a file that is full
-        answer = _answer(views, route, parameters) if left > 0 else None
+        # of a kind all are of about the same size: where one was too large, the others need not be computed
+        kind = what, parameters["run"]
+        answer = None if kind in full else _answer(views, route, parameters)
         if answer is None or (size := _size(answer)) > left:
+            full.add(kind)
             missing[what] = missing.get(what, 0) + 1
             continue
         answers[address(route, **parameters)] = answer
@@ -191,13 +197,16 @@ def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iter
     first = max(sum(accused.values()), _FIRST)
     for layer in layers[:first]:
         yield from _pictures(name, overview, layer)
-    for statistic in overview["statistics"]:
-        yield "heatmaps", "heatmap", {"run": name, "statistic": statistic["name"]}
+    maps = [{"run": name, "statistic": statistic["name"]} for statistic in overview["statistics"]]
+    for parameters in maps[:_MAPS]:
+        yield "heatmaps", "heatmap", parameters
     steps = table["steps"]
     for step in steps[: -1 : max(len(steps) // _EARLIER, 1)]:
         yield "tables of earlier samples", "layers", {"run": name, "step": step}
     for layer in layers[first:]:
         yield from _pictures(name, overview, layer)
+    for parameters in maps[_MAPS:]:
+        yield "heatmaps", "heatmap", parameters
 
 
 def _pictures(name: str, overview: Mapping[str, Any], layer: str) -> Iterator[Candidate]:
