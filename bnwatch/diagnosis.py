@@ -107,6 +107,12 @@ class Diagnosis:
         """Return ``rule subject``, which identifies the diagnosis within a run."""
         return f"{self.rule} {self.subject}"
 
+    def __str__(self) -> str:
+        """Return the diagnosis as a terminal shows it, without colours."""
+        from bnwatch import render
+
+        return render.diagnosis_text(self)
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         from bnwatch import render

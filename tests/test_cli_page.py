@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from urllib.parse import parse_qsl
 
@@ -174,6 +175,13 @@ def test_what_a_baseline_knows_is_no_alarm_in_the_file(capsys, tmp_path):
 def test_an_event_file_is_its_run(capsys, tmp_path):
     (path,) = record(tmp_path / "run").directory.iterdir()
     assert "run?run=." in written(capsys, tmp_path, path)[0].answers
+
+
+def test_it_is_no_reading_for_a_terminal(capsys, tmp_path, monkeypatch):
+    record(tmp_path)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sentence = "bnwatch: error: --format html is for a browser: add -o report.html\n"
+    assert run(capsys, "report", tmp_path, "--format", "html") == (2, "", sentence)
 
 
 def test_an_installation_without_the_page(capsys, tmp_path, monkeypatch):

@@ -87,6 +87,7 @@ def test_a_python_prompt_prints_what_bnwatch_report_prints(tmp_path):
     report = watch.report()
     assert repr(report) == str(report) == render.report_text(report)
     assert "1 layer at 1 call site" in str(report)
+    assert str(samples.diagnosis()) == render.diagnosis_text(samples.diagnosis())
 
 
 def test_what_ipython_would_take_of_it():

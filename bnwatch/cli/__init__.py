@@ -22,27 +22,34 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141
 FORMATS = ("text", "json", "markdown", "html", "sarif")
 
 _REPORT = """\
-Print what the rules found in the runs recorded below DIR, gravest first, each with its numbers, why it is so and what
-to do. Nothing but the record is read, so it works while a training runs, and on another machine.
+Print what the rules found in the runs recorded below DIR: each diagnosis with
+its numbers, why it is so and what to do. It reads nothing but the record, so it
+works while a training runs, and on another machine.
 """
 
 _REPORT_EXAMPLES = """\
-examples:
-  bnwatch report runs/a                                  what is wrong, in the terminal
-  bnwatch report runs/a --format html -o report.html     one file with every picture, to attach to a ticket
-  bnwatch report --compare runs/a runs/b                 what the change from a to b brought
-  bnwatch report runs/a --write-baseline known.json      from now on only what is new fails:
+what is wrong, in the terminal
+  bnwatch report runs/a
+one file with every picture, to attach to a ticket
+  bnwatch report runs/a --format html -o report.html
+what the change from a to b brought
+  bnwatch report --compare runs/a runs/b
+let only what is new fail
+  bnwatch report runs/a --write-baseline known.json
   bnwatch report runs/b --baseline known.json
-  bnwatch report runs/a --format sarif -o bnwatch.sarif  for a code host's annotations
-  bnwatch report runs/a --replay --set BN101.alpha=1e-6  the rules anew, with another threshold
+annotations for a code host
+  bnwatch report runs/a --format sarif -o bnwatch.sarif
+the rules anew, with another threshold
+  bnwatch report runs/a --replay --set BN101.alpha=1e-6
 
 Exit status: 0 clean, 1 found (see --fail-on), 2 misuse or nothing to read.
 """
 
 _WATCH = """\
-Follow a training that runs, in the terminal: its progress, the worst layers, and the diagnoses as they come. DIR may
-still be missing; it ends when every run below DIR has ended, or with Ctrl-C. It needs rich: pip install
-'bnwatch[terminal]'
+Follow a training that runs, in the terminal: its progress, the worst layers,
+and the diagnoses as they come; one line each where the output is no terminal.
+DIR may still be missing. It ends when every run below DIR has ended, or with
+Ctrl-C. It needs rich: pip install 'bnwatch[terminal]'
 """
 
 
@@ -89,7 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     _report_arguments(report)
     report.set_defaults(run=("report", "report"))
 
-    watch = commands.add_parser("watch", help="follow a running training in the terminal", description=_WATCH)
+    watch = commands.add_parser(
+        "watch",
+        help="follow a running training in the terminal",
+        description=_WATCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     watch.add_argument("directory", metavar="DIR", help="directory of a run or of several")
     watch.add_argument("--once", action="store_true", help="show how it stands and end: for pipes and scripts")
     watch.set_defaults(run=("follow", "watch"))

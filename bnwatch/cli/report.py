@@ -51,6 +51,9 @@ def report(options: argparse.Namespace) -> int:
     if options.directory is None:
         msg = "name the directory of a run: bnwatch report DIR; or two of them: bnwatch report --compare A B"
         raise MisuseError(msg)
+    if options.format == "html" and options.output is None and console.is_terminal(sys.stdout):
+        msg = "--format html is for a browser: add -o report.html"
+        raise MisuseError(msg)
     shown = Shown(options.directory, load(options.directory, options), color=_colored(options))
     found = shown.runs
     if options.baseline:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -213,13 +214,13 @@ def _diagnoses(active: Sequence[Mapping[str, Any]], width: int, room: int | None
             f"{diagnosis['severity']}[{_cut(diagnosis['rule'], 20)}]", style=_STYLES.get(diagnosis["severity"], "")
         )
         text.append(f" {render.shorten(diagnosis['message'], 400)}", style="default")
-        block = [text, *(Text(f"  help: {render.shorten(text, 400)}", style="dim") for text in diagnosis["helps"][:1])]
+        helps = [Text(f"help: {render.shorten(text, 400)}", style="dim") for text in diagnosis["helps"][:1]]
         # words that do not fit move on, so that lines are not full
-        used += sum(1 + len(part) * 9 // (8 * width) for part in block)
+        used += sum(1 + len(part) * 9 // (8 * width) for part in (text, *helps))
         if place and room is not None and used > room:
             left = render.count(len(active) - place, "more diagnosis", "more diagnoses")
             return [*parts, Text(f"and {left}: bnwatch report shows them", style="dim")]
-        parts += block
+        parts += [text, *(Padding(text, (0, 0, 0, 2)) for text in helps)]
     return parts
 
 
