@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from bnwatch import render
@@ -180,41 +179,44 @@ def _thinned(values: Sequence[float | None], room: int) -> list[float | None]:
     return [values[round(place * (len(values) - 1) / (room - 1))] for place in range(room)]
 
 
-def _worst(rows: Iterable[Mapping[str, Any]], shown: int, width: int, *, plain: bool) -> Table:
+def _worst(rows: Iterable[Mapping[str, Any]], shown: int, width: int, *, plain: bool) -> Group:
     """Return the call sites that are farthest off, with bars; a full bar is four times what matters."""
     worst = sorted(rows, key=lambda row: -(_number(row["matters"]) or 0.0))
     sites: dict[str, int] = {}
     for row in worst:
         sites[row["layer"]] = sites.get(row["layer"], 0) + 1
-    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False, expand=False)
-    length = 10 if width >= 40 else 4  # noqa: PLR2004
-    table.add_column("layer", no_wrap=True)
-    table.add_column("bar", no_wrap=True, min_width=length)
-    if width >= 60:  # noqa: PLR2004 - below it the reason would be cut to nothing
-        table.add_column("why", no_wrap=True, overflow="ellipsis")
+    names = []
     for row in worst[:shown]:
+        several = f"#{row['index']}" + (f"@{row['replica']}" if row["replica"] else "")
+        names.append(_cut(row["layer"] + several * (sites[row["layer"]] > 1), max(width // 3, 10)))
+    longest = max(map(len, names))
+    length = 10 if width >= 40 else 4  # noqa: PLR2004
+    lines = []
+    for name, row in zip(names, worst, strict=False):
         matters = _number(row["matters"]) or 0.0
         full = round(min(matters / _MOST, 1.0) * length)
-        bar = Text((("#" if plain else "█") * full).ljust(length, "." if plain else "░"))
-        bar.stylize("red" if matters >= 1.0 else "yellow" if matters >= 0.5 else "green")  # noqa: PLR2004
-        name = row["layer"]
-        if sites[name] > 1:
-            name += f"#{row['index']}" + (f"@{row['replica']}" if row["replica"] else "")
-        cells = [Text(_cut(name, max(width // 3, 10))), bar, Text(_cut(row["why"] or "", width))]
-        table.add_row(*cells[: len(table.columns)])
-    return table
+        style = "red" if matters >= 1.0 else "yellow" if matters >= 0.5 else "green"  # noqa: PLR2004
+        line = Text(f"{name.ljust(longest)}  ", no_wrap=True, overflow="ellipsis")
+        line.append(("#" if plain else "█") * full + ("." if plain else "░") * (length - full), style=style)
+        line.append(f"  {render.shorten(row['why'] or '')}")
+        lines.append(line)
+    return Group(*lines)
 
 
 def _diagnoses(active: Sequence[Mapping[str, Any]], width: int, room: int | None) -> list[RenderableType]:
-    """Return the diagnoses with their first help, as many as fit; the first one always."""
+    """Return the diagnoses, of each rule the first with its first help, as many as fit; one always."""
     parts: list[RenderableType] = []
     used = 0
+    helped: set[str] = set()
     for place, diagnosis in enumerate(active):
         text = Text(
             f"{diagnosis['severity']}[{_cut(diagnosis['rule'], 20)}]", style=_STYLES.get(diagnosis["severity"], "")
         )
         text.append(f" {render.shorten(diagnosis['message'], 400)}", style="default")
-        helps = [Text(f"help: {render.shorten(text, 400)}", style="dim") for text in diagnosis["helps"][:1]]
+        # of a rule that fires at many layers the help is the same
+        first = diagnosis["helps"][: diagnosis["rule"] not in helped]
+        helped.add(diagnosis["rule"])
+        helps = [Text(f"help: {render.shorten(help_, 400)}", style="dim") for help_ in first]
         # words that do not fit move on, so that lines are not full
         used += sum(1 + len(part) * 9 // (8 * width) for part in (text, *helps))
         if place and room is not None and used > room:
