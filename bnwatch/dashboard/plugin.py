@@ -85,6 +85,7 @@ class BNWatchPlugin(base_plugin.TBPlugin):
     def _route(self, route: str) -> Application:
         def application(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
             request = Request(environ)
+            response: Response | _Unchanged
             try:
                 response = self._answer(route, request)
             except UnknownError as error:
@@ -99,7 +100,7 @@ class BNWatchPlugin(base_plugin.TBPlugin):
 
         return application
 
-    def _answer(self, route: str, request: Request) -> Response:
+    def _answer(self, route: str, request: Request) -> Response | _Unchanged:
         if request.method not in {"GET", "HEAD"}:
             return _error(request, 405, "only GET is answered")
         parameters = {name: value[:_LONG] for name, value in request.args.items()}
@@ -111,7 +112,7 @@ class BNWatchPlugin(base_plugin.TBPlugin):
         state = repr((route, sorted(parameters.items()), self._views.version(parameters.get("run"))))
         tag = sha256(state.encode("utf-8", "backslashreplace")).hexdigest()[:20]
         if tag in request.if_none_match:
-            return _private(Response(status=304), tag)
+            return _Unchanged(tag)
         answer = self._views.answer(route, parameters)
         # a heatmap that is not complete is another one the next time
         final = route != "heatmap" or answer["complete"] == 1.0
@@ -158,7 +159,19 @@ def _parse_spec(spec: str) -> list[tuple[str, str]]:
     return found
 
 
-def _run(response: Response, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+class _Unchanged:
+    """The response to who has the answer already. Werkzeug's has no type of content, for which TensorBoard scolds."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+
+    def __call__(self, _: dict[str, Any], start: Any) -> list[bytes]:
+        headers = {"Content-Type": "application/json", "ETag": f'"{self._tag}"', "Cache-Control": "no-store"}
+        start("304 NOT MODIFIED", list(headers.items()))
+        return []
+
+
+def _run(response: Response | _Unchanged, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
     body: Iterable[bytes] = response(environ, start)
     return body
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
+    Floats = NDArray[np.floating]
 
 _LIMITS = {f"{rule.id}.{name}": threshold.value for rule in CATALOGUE for name, threshold in rule.thresholds.items()}
 
@@ -49,11 +50,14 @@ NOISE = NormalDist().inv_cdf(1.0 - _LIMITS["BN101.alpha"] / 2.0)
 MOST = 100.0
 """What an exact fault counts as, and the most that anything does."""
 
+_ALL = 1 << 16
+"""Beyond all flags."""
+
 _BROKEN = int(Flag.NON_FINITE_BATCH | Flag.NON_FINITE_RUNNING | Flag.NEGATIVE_VARIANCE)
 
 
 class Worst(NamedTuple):
-    """The term that is farthest off at each call site, shape ``(..., sites)``: how far, which, and its number."""
+    """The term that is farthest off at each call site, shape ``(sites,)``: how far, which, and its number."""
 
     matters: Float64
     term: NDArray[np.intp]
@@ -66,32 +70,62 @@ class Concern:
     def __init__(self, sites: Sequence[CallSite], specs: Mapping[str, LayerSpec]) -> None:
         """Take what does not change from sample to sample from the specifications of the layers."""
         known = [specs.get(site.layer) for site in sites]
-        self._decay = np.array([np.nan if spec is None else spec.decay for spec in known])
-        self._epsilon = np.array([np.nan if spec is None else spec.epsilon for spec in known])
-        self._channels = np.array([np.nan if spec is None else spec.channels for spec in known])
-        self._initial = np.array([np.nan if spec is None else spec.initial[1] for spec in known])
+        # float32, as the tables are: many samples are judged at once
+        with np.errstate(over="ignore"):
+            self.decay, self.epsilon, self.channels, self.initial = (
+                np.array(
+                    [
+                        (np.nan,) * 4 if spec is None else (spec.decay, spec.epsilon, spec.channels, spec.initial[1])
+                        for spec in known
+                    ],
+                    np.float32,
+                )
+                .reshape(-1, 4)
+                .T
+            )
         self._sites = tuple(sites)
 
-    def noise(self, values: Float32, rows: slice = slice(None)) -> Float64:
+    def noise(self, values: Float32, rows: slice = slice(None)) -> Floats:
         """Return the half-width of the noise band of |batch mean - running mean|, in running standard deviations.
 
         ``values`` is ``(..., sites, statistics)``, of all call sites or of these rows; NaN where it is not known, as at
         the first sample.
         """
-        effective = _column(values, "effective_samples")
         with np.errstate(all="ignore"):
-            noise = NOISE * np.sqrt(2.0 / ((1.0 + np.minimum(self._decay[rows], 1.0)) * effective))
-        unknown: Float64 = np.where(np.isfinite(noise), noise, np.nan)
+            noise = self._band(values, rows)
+        unknown: Floats = np.where(np.isfinite(noise), noise, np.nan)
         return unknown
 
+    def _band(self, values: Floats, rows: slice = slice(None)) -> Floats:
+        decay = np.minimum(self.decay[rows], np.float32(1.0))
+        band: Floats = NOISE * np.sqrt(2.0 / ((1.0 + decay) * _column(values, "effective_samples")))
+        return band
+
+    def mean_limit(self, values: Floats) -> Floats:
+        """Return the distance of means that matters: beyond the noise, and enough to move the output."""
+        limit: Floats = np.hypot(self._band(values), np.float32(_LIMITS["BN201.shift"]))
+        return limit
+
+    def spread_limit(self, values: Floats) -> Floats:
+        """Return the same of the logarithm of a ratio of standard deviations."""
+        limit: Floats = np.hypot(self._band(values) / np.float32(2.0**0.5), np.float32(_LIMITS["BN201.shift"]))
+        return limit
+
+    def matters(self, values: Float32) -> Float32:
+        """Return how far each call site is off in each sample, shape ``(..., sites)``, distances between them aside."""
+        most = np.zeros(values.shape[:-1], np.float32)
+        with np.errstate(all="ignore"):
+            for term in _TERMS.values():
+                np.fmax(most, term(self, values)[1], out=most)
+        return np.minimum(most, np.float32(MOST), out=most)
+
     def worst(self, values: Float32, shared: Sequence[SharedSites] = ()) -> Worst:
-        """Return what is farthest off; ``shared`` are the distances between call sites in the same, single sample."""
+        """Return what is farthest off in one sample; ``shared`` are the distances between its call sites."""
         with np.errstate(all="ignore"):
             terms = [term(self, values) for term in _TERMS.values()]
-        measured, off = (np.stack(parts) for parts in zip(*terms, strict=True))
-        if shared:
-            self._apart(shared, measured[_APART], off[_APART])
-        off = np.clip(np.nan_to_num(off, nan=0.0, posinf=MOST), 0.0, MOST)
+        measured, off = (np.stack(parts).astype(np.float64) for parts in zip(*terms, strict=True))
+        self._apart(shared, measured[_APART], off[_APART])
+        off = np.minimum(np.fmax(off, 0.0), MOST)
         term = off.argmax(axis=0)
         return Worst(off.max(axis=0), term, np.take_along_axis(measured, term[None], axis=0)[0])
 
@@ -109,63 +143,68 @@ class Concern:
                 off[rows.get(one.layer, [])] = min(apart / _LIMITS["BN101.shift"], one["between_ratio"] / limit)
 
 
-def _column(values: Float32, statistic: str) -> Float64:
-    return values[..., STATISTICS.index(statistic)].astype(np.float64)
+def _column(values: Floats, statistic: str) -> Floats:
+    column: Floats = values[..., STATISTICS.index(statistic)]
+    return column
 
 
-def _broken(_: Concern, values: Float32) -> tuple[Float64, Float64]:
-    count = np.nan_to_num(_column(values, "non_finite"))
-    flags = np.nan_to_num(_column(values, "flags")).astype(np.int64)
-    return count, np.where((count > 0) | ((flags & _BROKEN) > 0), MOST, 0.0)
+def _flags(values: Floats) -> NDArray[np.int32]:
+    flags = _column(values, "flags")
+    return np.where(np.abs(flags) < _ALL, flags, 0).astype(np.int32)
 
 
-def _mean(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+def _broken(_: Concern, values: Floats) -> tuple[Floats, Floats]:
+    count = _column(values, "non_finite")
+    return np.fmax(count, 0.0), np.where((count > 0) | ((_flags(values) & _BROKEN) > 0), np.float32(MOST), 0.0)
+
+
+def _mean(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
     shift = np.abs(_column(values, "mean_shift"))
-    return shift, shift / np.hypot(concern.noise(values), _LIMITS["BN201.shift"])
+    return shift, shift / concern.mean_limit(values)
 
 
-def _spread(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
+def _spread(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
     ratio = _column(values, "std_ratio")
-    return ratio, np.abs(np.log(ratio)) / np.hypot(concern.noise(values) / np.sqrt(2.0), _LIMITS["BN201.shift"])
+    return ratio, np.abs(np.log(ratio)) / concern.spread_limit(values)
 
 
-def _unsettled(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
-    weight = concern._decay ** _column(values, "updates")  # noqa: SLF001
+def _unsettled(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
+    weight = concern.decay ** _column(values, "updates")
     variance = np.square(_column(values, "running_std"))
-    held = np.minimum(1.0, np.fmax(weight, weight * concern._initial / variance / 4.0))  # noqa: SLF001
+    held = np.minimum(1.0, np.fmax(weight, weight * concern.initial / variance / 4.0))
     moved = np.fmax(np.abs(_column(values, "std_ratio") - 1.0), _column(values, "mean_shift"))
-    unmoved = (np.nan_to_num(_column(values, "flags")).astype(np.int64) & Flag.UNMOVED) > 0
-    held = np.where(unmoved | (concern._decay >= 1.0), np.nan, held)  # noqa: SLF001
-    return held, np.minimum(held / _LIMITS["BN201.weight"], moved / _LIMITS["BN201.shift"])
+    fixed = ((_flags(values) & Flag.UNMOVED) > 0) | (concern.decay >= 1.0)
+    off = np.minimum(held / _LIMITS["BN201.weight"], moved / _LIMITS["BN201.shift"])
+    return held, np.where(fixed, 0.0, off)
 
 
-def _apart(_: Concern, values: Float32) -> tuple[Float64, Float64]:
-    unknown = np.full(values.shape[:-1], np.nan)
-    return unknown, unknown
+def _apart(_: Concern, values: Floats) -> tuple[Floats, Floats]:
+    none = np.zeros(values.shape[:-1], np.float32)
+    return none, none
 
 
-def _few(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+def _few(_: Concern, values: Floats) -> tuple[Floats, Floats]:
     count = _column(values, "count")
     return count, _LIMITS["BN204.few"] / count
 
 
-def _constant(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
-    share = _column(values, "zero_variance") / concern._channels  # noqa: SLF001
+def _constant(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
+    share = _column(values, "zero_variance") / concern.channels
     return share, np.where(_column(values, "count") > 1, share / _LIMITS["BN404.share"], 0.0)
 
 
-def _epsilon(concern: Concern, values: Float32) -> tuple[Float64, Float64]:
-    share = concern._epsilon / (np.square(_column(values, "batch_std")) + concern._epsilon)  # noqa: SLF001
-    varying = (_column(values, "count") > 1) & (_column(values, "zero_variance") < concern._channels)  # noqa: SLF001
+def _epsilon(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
+    share = concern.epsilon / (np.square(_column(values, "batch_std")) + concern.epsilon)
+    varying = (_column(values, "count") > 1) & (_column(values, "zero_variance") < concern.channels)
     return share, np.where(varying, share / _LIMITS["BN405.share"], 0.0)
 
 
-def _moved(_: Concern, values: Float32) -> tuple[Float64, Float64]:
+def _moved(_: Concern, values: Floats) -> tuple[Floats, Floats]:
     moved = np.abs(_column(values, "unexplained"))
     return moved, moved / _LIMITS["BN106.unexplained"]
 
 
-_TERMS: dict[str, Callable[[Concern, Float32], tuple[Float64, Float64]]] = {
+_TERMS: dict[str, Callable[[Concern, Floats], tuple[Floats, Floats]]] = {
     "NaN, infinity or a negative variance": _broken,
     "batch mean {} running standard deviations off": _mean,
     "batch standard deviation {} times the running one": _spread,

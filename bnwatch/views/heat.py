@@ -23,7 +23,7 @@ COLUMNS = 400
 """Columns at most."""
 
 _CELLS = 2_000_000
-"""Cells at most, 12 bytes each: a network of so many call sites gets fewer columns."""
+"""Cells at most, 8 bytes each: a network of so many call sites gets fewer columns."""
 
 _CHUNK = 4_000_000
 """Bytes read at a time."""
@@ -39,10 +39,11 @@ class Heat:
         self._rows = {site: row for row, site in enumerate(sites)}
         self._columns = max(min(COLUMNS, _CELLS // max(len(sites), 1)) // 2 * 2, 2)
         self._values = np.full((len(sites), self._columns), np.nan, np.float32)
-        self._distance = np.full((len(sites), self._columns), -np.inf, np.float64)
+        self._distance = np.full((len(sites), self._columns), -np.inf, np.float32)
         self._width = 1
         self._folded = 0
         self._last: Sample | None = None
+        self._layout: object = None
 
     def follows(self, samples: Sequence[Sample]) -> bool:
         """Return whether what was folded is still the beginning of these samples."""
@@ -74,13 +75,19 @@ class Heat:
         values, distance = judged(self._statistic, read_rows(some, 0, len(sites)), concern(some[0]))
         farthest = distance.argmax(axis=0)
         every = np.arange(len(sites))
-        rows = np.array([self._rows[site] for site in sites], np.intp)
+        rows = self._rows_of(some[0])
         found, far = values[farthest, every], distance[farthest, every]
-        better = rows[far > self._distance[rows, column]]
-        chosen = far > self._distance[rows, column]
-        self._values[better, column], self._distance[better, column] = found[chosen], far[chosen]
+        better = far > self._distance[rows, column]
+        self._values[rows[better], column], self._distance[rows[better], column] = found[better], far[better]
         self._folded += len(some)
         self._last = some[-1]
+
+    def _rows_of(self, sample: Sample) -> NDArray[np.intp]:
+        layout = sample.layout
+        if self._layout is not layout:
+            self._layout = layout
+            self._places = np.array([self._rows[site] for site in layout.sites], np.intp)
+        return self._places
 
     def _halve(self) -> None:
         """Make one column of two."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from bnwatch.views.concern import Concern
 
     Float32 = NDArray[np.float32]
-    Float64 = NDArray[np.float64]
 
 MATTERS = "matters"
 
@@ -34,30 +33,31 @@ class Statistic(NamedTuple):
     title: str
     unit: str
     help: str
-    distance: Callable[[Float32], Float64]
+    distance: Callable[[Float32], Float32]
 
 
-def _of(values: Float32, name: str) -> Float64:
-    return values[..., STATISTICS.index(name)].astype(np.float64)
+def _of(values: Float32, name: str) -> Float32:
+    column: Float32 = values[..., STATISTICS.index(name)]
+    return column
 
 
-def _size(name: str) -> Callable[[Float32], Float64]:
+def _size(name: str) -> Callable[[Float32], Float32]:
     return lambda values: np.abs(_of(values, name))
 
 
-def _fewest(name: str) -> Callable[[Float32], Float64]:
+def _fewest(name: str) -> Callable[[Float32], Float32]:
     return lambda values: -_of(values, name)
 
 
-def _apart(values: Float32) -> Float64:
+def _apart(values: Float32) -> Float32:
     return np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
 
 
-def _ratio(name: str) -> Callable[[Float32], Float64]:
+def _ratio(name: str) -> Callable[[Float32], Float32]:
     return lambda values: np.abs(np.log(_of(values, name) / _of(values, "running_std")))
 
 
-def _log(values: Float32) -> Float64:
+def _log(values: Float32) -> Float32:
     return np.abs(np.log(_of(values, "std_ratio")))
 
 
@@ -123,12 +123,14 @@ def unknown_is_null(name: str) -> bool:
     return name not in _MEASURED
 
 
-def judged(name: str, values: Float32, concern: Concern) -> tuple[Float64, Float64]:
+def judged(name: str, values: Float32, concern: Concern) -> tuple[Float32, Float32]:
     """Return a statistic and its distance from healthy, each of shape ``(..., sites)``; NaN is farthest or unknown."""
     if name == MATTERS:
-        matters = concern.worst(values).matters
+        matters = concern.matters(values)
         return matters, matters
+    chosen = _of(values, name)
     with np.errstate(all="ignore"):
-        chosen, distance = _of(values, name), CHOICES[name].distance(values)
-    missing = -np.inf if unknown_is_null(name) else np.inf
-    return chosen, np.where(np.isnan(chosen), missing, np.nan_to_num(distance, nan=0.0, posinf=np.inf, neginf=-np.inf))
+        distance = CHOICES[name].distance(values)
+    distance[np.isnan(distance)] = 0.0
+    distance[np.isnan(chosen)] = -np.inf if unknown_is_null(name) else np.inf
+    return chosen, distance

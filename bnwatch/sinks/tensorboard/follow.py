@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
@@ -52,6 +51,10 @@ _BUFFER = 4096
 
 _HEAD = 512
 """Bytes in which the numbers of a sample begin."""
+
+
+_BESIDE = frozenset({schema.PROGRESS, schema.IDLE})
+"""Tensors beside the table of a sample that is skimmed."""
 
 
 class GoneError(Exception):
@@ -142,6 +145,7 @@ class _Followed:
         self._ended = False
         self._unreadable: list[str] = []
         self._idle: tuple[str, ...] = ()
+        self._skimmer = Skimmer()
 
     def state(self) -> File:
         """Return what was read, for `fold` to change."""
@@ -194,7 +198,7 @@ class _Followed:
         if span.length < _BUFFER:
             return False
         file.seek(span.offset)
-        skimmed = skim(file.read(_HEAD), span.length)
+        skimmed = self._skimmer(file.read(_HEAD), span.length)
         layout = None if skimmed is None else self._decoder.layouts.get(skimmed.tag)
         if skimmed is None or layout is None or skimmed.shape != (len(layout.sites), len(layout.columns)):
             return False
@@ -203,14 +207,14 @@ class _Followed:
             rest = Summary.FromString(file.read(span.length - skimmed.rest))
         except Exception:  # noqa: BLE001  # DecodeError lives in a module that moves between versions
             return False
-        if any(value.tag.startswith(schema.STATS) for value in rest.value):
+        values = [value for value in rest.value if value.HasField("tensor")]
+        if any(value.tag not in _BESIDE for value in values):
             return False
-
-        def understand(event: Any) -> list[Any]:
-            place = span.offset + skimmed.content
-            return [*self._decoder.event(event), self._sample(event.step, rest.value, layout, span, place)]
-
-        self._file.take(Event(wall_time=skimmed.wall_time, step=skimmed.step, summary=rest), understand)
+        try:
+            sample = self._sample(skimmed.step, values, layout, span, span.offset + skimmed.content)
+        except (ValueError, RecursionError):
+            return False
+        self._file.add(skimmed.step, skimmed.wall_time, [sample])
         return True
 
     def _sample(self, step: int, values: Sequence[Any], layout: TableLayout, span: Span, content: int) -> Sample:
@@ -302,42 +306,54 @@ class Skimmed(NamedTuple):
     rest: int
 
 
-def skim(head: bytes, length: int) -> Skimmed | None:
-    """Return where the numbers of a sample lie in a payload of ``length`` bytes that begins with ``head``.
+class Skimmer:
+    """Finds where the numbers of a sample lie in a payload, from its beginning.
 
     The table must be the first value of the summary, without metadata, and the summary the last field of the event, as
-    `TensorBoardSink` writes all samples of a file but the first. Returns None for anything else, which is then to be
-    read as a whole.
+    `TensorBoardSink` writes all samples of a file but the first.
     """
-    try:
-        return _skim(_Wire(head), length)
-    except Exception:  # noqa: BLE001  # whatever it is, it is read as a whole then, and refused where that is due
-        return None
+
+    def __init__(self) -> None:
+        """Know no sample yet."""
+        self._alike = b"", 0, 0, "", (0, 0)
+
+    def __call__(self, head: bytes, length: int) -> Skimmed | None:
+        """Return where they lie in a payload of ``length`` bytes; None where it is to be read as a whole."""
+        wire = _Wire(head)
+        try:
+            wire.expect(b"\x09")  # Event.wall_time
+            (wall_time,) = struct.unpack("<d", wire.take(8))
+            step = wire.varint() if wire.accept(b"\x10") else 0
+            start = wire.at
+            # between step and numbers one sample is mostly like the one before
+            between, numbers, behind, tag, shape = self._alike
+            if not (between and head.startswith(between, start) and start + behind == length):
+                tag, shape, rest = _skim(wire, length)
+                between, numbers, behind = head[start : wire.at], rest - start, length - start
+                self._alike = between, numbers, behind, tag, shape
+        except Exception:  # noqa: BLE001  # whatever it is, it is read as a whole then, and refused where that is due
+            return None
+        return None if step >= 1 << 63 else Skimmed(wall_time, step, tag, shape, start + len(between), start + numbers)
 
 
-def _skim(wire: _Wire, length: int) -> Skimmed | None:
-    wire.expect(b"\x09")  # Event.wall_time
-    (wall_time,) = struct.unpack("<d", wire.take(8))
-    step = wire.varint() if wire.accept(b"\x10") else 0
+def _skim(wire: _Wire, length: int) -> tuple[str, tuple[int, int], int]:
+    """Read from the summary to the numbers; return tag and shape of the table, and where the next value begins."""
     wire.expect(b"\x2a")  # Event.summary
-    if wire.varint() + wire.at != length:
-        return None
+    wire.require(wire.varint() + wire.at == length)
     wire.expect(b"\x0a")  # Summary.value
     rest = wire.varint() + wire.at
     wire.expect(b"\x0a")  # Value.tag
     tag = wire.take(wire.varint()).decode()
+    wire.require(tag.startswith(schema.STATS))
     wire.expect(b"\x42")  # Value.tensor
-    if not tag.startswith(schema.STATS) or wire.varint() + wire.at != rest or rest > length or step >= 1 << 63:
-        return None
+    wire.require(wire.varint() + wire.at == rest <= length)
     wire.expect(b"\x08" + bytes([DT_FLOAT]))
     wire.expect(b"\x12")  # TensorProto.tensor_shape
-    shape = TensorShapeProto.FromString(wire.take(wire.varint()))
+    rows, columns = (dim.size for dim in TensorShapeProto.FromString(wire.take(wire.varint())).dim)
     wire.expect(b"\x22")  # TensorProto.tensor_content
     size = wire.varint()
-    dims = [dim.size for dim in shape.dim]
-    if size + wire.at != rest or len(dims) != 2 or min(dims) < 0 or 4 * dims[0] * dims[1] != size:  # noqa: PLR2004
-        return None
-    return Skimmed(wall_time, step, tag, (dims[0], dims[1]), wire.at, rest)
+    wire.require(size + wire.at == rest and min(rows, columns) >= 0 and 4 * rows * columns == size)
+    return tag, (rows, columns), rest
 
 
 class _Wire:
@@ -360,7 +376,10 @@ class _Wire:
         return found
 
     def expect(self, key: bytes) -> None:
-        if not self.accept(key):
+        self.require(self.accept(key))
+
+    def require(self, usual: bool) -> None:
+        if not usual:
             raise ValueError
 
     def varint(self) -> int:

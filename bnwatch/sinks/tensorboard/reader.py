@@ -184,7 +184,13 @@ class File:
                 self.refused += 1
                 self.why = self.why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
             else:
-                self.entries += [_Entry(event.step, wall_time, entity) for entity in entities]
+                self.add(event.step, event.wall_time, entities)
+
+    def add(self, step: int, wall_time: float, entities: Sequence[Any]) -> None:
+        """Add what was understood of an event."""
+        wall_time = wall_time if math.isfinite(wall_time) else 0.0
+        self.first = min(self.first, wall_time)
+        self.entries += [_Entry(step, wall_time, entity) for entity in entities]
 
     def stop(self, error: CorruptRecordError | OSError) -> None:
         """Note why it cannot be read any further."""
