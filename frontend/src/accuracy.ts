@@ -91,9 +91,9 @@ function bounds(lines: Line[]): [number | null, number | null] {
 function sentence({ run, letter }: Shown, several: boolean): string {
   const lead = several ? `${letter}: ` : "";
   const last = run.evaluations.filter((one) => one.accuracy !== null).at(-1);
-  if (!last) return `${lead}training accuracy only; no evaluation has reported one.`;
+  if (!last) return `${lead}Training accuracy only; no evaluation has reported one.`;
   const training = one(last.train_accuracy) ? `, training ${percent(last.train_accuracy)}: a gap of ${points(last.gap)} points` : "";
-  return `${lead}the last evaluation, at step ${number(last.step)}, reached ${percent(last.accuracy)}${training}.`;
+  return `${lead}The last evaluation, at step ${number(last.step)}, reached ${percent(last.accuracy)}${training}.`;
 }
 
 function one(value: Parameters<typeof num>[0]): boolean {

@@ -200,6 +200,8 @@ export interface Heatmap {
   values: Num[][];
   low: Num;
   high: Num;
+  /** Share of the samples that is in it so far. */
+  complete?: number;
 }
 
 export interface SiteChannels extends Site {

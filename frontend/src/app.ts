@@ -51,7 +51,7 @@ export class Page {
   private readonly tables = new Map<string, { key: string; layers: Layers }>();
   private readonly asked = new Map<string, string>();
   private known = new Set<string>();
-  private heatmapSeen = false;
+  private heatmapSeen = isReport();
   private busy = false;
   private again = false;
   private timer = 0;
@@ -144,7 +144,7 @@ export class Page {
     );
     new IntersectionObserver(
       (entries) => {
-        this.heatmapSeen = entries.some((entry) => entry.isIntersecting);
+        this.heatmapSeen = isReport() || entries.some((entry) => entry.isIntersecting);
         if (this.heatmapSeen) void this.showHeatmap();
       },
       { rootMargin: "400px" },
@@ -400,7 +400,13 @@ export class Page {
     if (!names.includes(place.statistic)) place.statistic = names.includes("mean_shift") ? "mean_shift" : (names[0] ?? "mean_shift");
     const version = this.held.get(run.run)?.version ?? "";
     this.heatmap.select(place.layer, place.step);
-    await this.ask<Heatmap>("heatmap", { run: run.run, statistic: place.statistic }, version, this.heatmap, (map) => this.heatmap.show(map));
+    await this.ask<Heatmap>("heatmap", { run: run.run, statistic: place.statistic }, version, this.heatmap, (map) => {
+      this.heatmap.show(map);
+      if (map.complete === undefined || map.complete >= 1 || isReport()) return;
+      // a long record is folded slice by slice: the picture fills while one looks
+      this.asked.delete("heatmap");
+      window.setTimeout(() => void this.showHeatmap(), PATIENCE);
+    });
   }
 
   // A picture is asked for once a version and selection, and an answer that comes after a newer question is dropped.

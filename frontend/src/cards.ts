@@ -3,7 +3,7 @@
 import { Diagnosis, Run, Table } from "./answers";
 import { Child, dataTable, h, icon, say, update } from "./dom";
 import { inline } from "./markdown";
-import { clean, count, interval, number, quantity, shorten } from "./text";
+import { capital, clean, count, interval, number, shorten } from "./text";
 
 export interface Actions {
   showLayer(layer: string): void;
@@ -162,8 +162,7 @@ function button(label: string, drawing: string, focus: string, act: () => void):
 
 // A message is a fact without a capital; as a heading it begins with one, unless it begins with code.
 function sentence(message: string): Child[] {
-  const text = shorten(message, LONGEST);
-  return inline(text.charAt(0).toUpperCase() + text.slice(1));
+  return inline(capital(shorten(message, LONGEST)));
 }
 
 function steps(one: Diagnosis): string {
@@ -192,11 +191,12 @@ function numbers(one: Diagnosis): HTMLElement | null {
       h(
         "div",
         {},
-        h("dt", {}, shorten(name, 80)),
+        h("dt", {}, shorten(name.replaceAll("_", " "), 80)),
         h(
           "dd",
           {},
-          quantity(measured),
+          h("strong", {}, number(measured.value)),
+          measured.unit ? ` ${shorten(measured.unit, 60)}` : null,
           measured.interval ? h("span", { class: "muted small" }, ` ${interval(measured.interval)}`) : null,
         ),
       ),

@@ -101,7 +101,7 @@ export class Chart {
       width,
       height: drawing.height ?? 180,
       legend: { show: false },
-      padding: [12, 12, 0, 0],
+      padding: [12, 28, 0, 0],
       cursor: { y: false, points: { size: 6 }, drag: { x: true, y: false } },
       scales: {
         x: { time: false },

@@ -16,7 +16,7 @@ export class Figure {
     this.heading = h("h3", { id: `${key}-title` }, title);
     this.tools = h("div", { class: "tools" }, ...tools);
     this.sentence = h("p", { class: "sentence", id: `${key}-sentence` });
-    this.body = h("div", { class: "picture" }, ...body);
+    this.body = h("div", { class: "picture", hidden: true }, ...body);
     this.message = h("div", { class: "message" });
     this.numbers = h("div", {});
     this.element = h(

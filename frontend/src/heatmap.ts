@@ -5,7 +5,7 @@ import { dataTable, h, nothing } from "./dom";
 import { prepare } from "./channels";
 import { Figure, thinned } from "./figure";
 import { css, NOT_A_NUMBER, Scale, scale } from "./scale";
-import { count, number, shorten, siteName } from "./text";
+import { capital, count, number, percent, shorten, siteName } from "./text";
 import { color, onTheme } from "./theme";
 
 const TALLEST = 22;
@@ -57,7 +57,7 @@ export class HeatmapView {
     const names = known.map((one) => one.name).join();
     if (this.statistic.dataset["names"] !== names) {
       this.statistic.dataset["names"] = names;
-      this.statistic.replaceChildren(...known.map((one) => h("option", { value: one.name, title: one.help }, one.title)));
+      this.statistic.replaceChildren(...known.map((one) => h("option", { value: one.name, title: one.help }, capital(one.title))));
     }
     this.statistic.value = chosen;
   }
@@ -255,7 +255,8 @@ export class HeatmapView {
     );
     const place = map.sites[where[0]];
     const far = place ? `Farthest from healthy: ${number(map.values[where[0]]?.[where[1]])} at ${siteName(place[0], place[1], place[2], 80)}, step ${number(map.steps[where[1]])}.` : "";
-    return `Each row is a call site, first to last; each column the worst of its steps. ${far}${odd ? ` ${count(odd, "cell")} hold no finite number.` : ""}`;
+    const read = map.complete !== undefined && map.complete < 1 ? ` So far ${percent(map.complete, 0)} of the record is in it.` : "";
+    return `Each row is a call site, first to last; each column the worst of its steps. ${far}${odd ? ` ${count(odd, "cell")} hold no finite number.` : ""}${read}`;
   }
 
   private numbers(map: Heatmap): HTMLElement {

@@ -3,7 +3,7 @@
 import { LayerRow, Layers, num, Statistic } from "./answers";
 import { h, icon, nothing, say } from "./dom";
 import { css, ink, scale } from "./scale";
-import { clean, count, number, shorten } from "./text";
+import { capital, clean, count, number, shorten } from "./text";
 import { onTheme } from "./theme";
 
 export interface Part {
@@ -136,7 +136,7 @@ export class LayerTable {
 
   private compose(): void {
     const several = this.parts.length > 1;
-    const names = this.parts[0]?.layers.statistics ?? [];
+    const names = (this.parts[0]?.layers.statistics ?? []).filter((name) => name !== "matters");
     const wanted = this.wanted ?? new Set(several ? COMPARED : FIRST);
     const columns: Column[] = [];
     this.parts.forEach((part, at) => {
@@ -158,7 +158,7 @@ export class LayerTable {
         const known = this.statistics.find((one) => one.name === name);
         columns.push({
           key: several ? `${part.letter}.${name}` : name,
-          title: lead + (known?.title ?? name),
+          title: lead + capital(known?.title ?? name),
           help: known ? `${known.help}${known.unit ? ` (${known.unit})` : ""}` : name,
           value: (row) => num(of(row)?.values[place]),
           text: (row) => number(of(row)?.values[place]),
@@ -223,7 +223,7 @@ export class LayerTable {
           },
           name,
         });
-        return h("label", { title: known?.help ?? "" }, box, known?.title ?? name);
+        return h("label", { title: known?.help ?? "" }, box, capital(known?.title ?? name));
       }),
     );
   }

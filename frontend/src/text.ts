@@ -1,6 +1,6 @@
 // Numbers and words as people read them; what comes from outside is made harmless here.
 
-import { Num, num, Quantity } from "./answers";
+import { Num, num } from "./answers";
 
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
@@ -52,11 +52,6 @@ export function points(value: Num | undefined): string {
   return Number.isFinite(x) ? `${x > 0 ? "+" : ""}${(100 * x).toFixed(1).replace("-", "\u2212")}` : number(value);
 }
 
-export function quantity(measured: Quantity): string {
-  const unit = measured.unit ? `\u2009${shorten(measured.unit, 60)}` : "";
-  return number(measured.value) + unit;
-}
-
 export function interval(ends: [Num, Num] | null | undefined): string {
   return ends ? `95\u2009% interval ${number(ends[0])} to ${number(ends[1])}` : "";
 }
@@ -69,4 +64,9 @@ export function count(amount: number, what: string, plural = `${what}s`): string
 /** A layer with its call site where it has several, its replica where there are any. */
 export function siteName(layer: string, index: number | null, replica = 0, limit = 160): string {
   return `${shorten(layer, limit)}${index === null ? "" : ` #${index}`}${replica ? ` @${replica}` : ""}`;
+}
+
+/** The text with a capital. */
+export function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
