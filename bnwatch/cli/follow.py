@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PAUSE = 1.0
 """Seconds between two looks at the record."""
 
+_REDRAW = 15.0
+"""Seconds after which the picture is drawn anew where nothing was added."""
+
 
 def watch(options: argparse.Namespace) -> int:
     """Show how the runs stand until they have ended, or once.
@@ -81,11 +84,13 @@ def _draw(console: Console, views: RunViews) -> None:
         return screen.screen(views, console.width, height=console.height, plain=_plain(console))
 
     with Live(picture(), console=console, auto_refresh=False) as live:
+        size, drawn = console.size, time.monotonic()
         while not _ended(views):
             time.sleep(PAUSE)
-            views.refresh()
-            # also where nothing grew: the window may have, and the time since the last sample has
-            live.update(picture(), refresh=True)
+            # the time since the last sample is drawn, too, but not every second: the training needs the processor
+            if views.refresh() or console.size != size or time.monotonic() - drawn > _REDRAW:
+                size, drawn = console.size, time.monotonic()
+                live.update(picture(), refresh=True)
 
 
 def _tell(console: Console, views: RunViews) -> None:
@@ -93,8 +98,9 @@ def _tell(console: Console, views: RunViews) -> None:
     from bnwatch.cli.screen import title
 
     told: dict[str, set[str]] = {}
+    grew = True
     while True:
-        for run in _runs(views):
+        for run in _runs(views) if grew else ():
             known = told.setdefault(run["run"], set())
             for line in _news(run, views[run["run"]].overview()):
                 if line not in known:
@@ -104,7 +110,7 @@ def _tell(console: Console, views: RunViews) -> None:
         if _ended(views):
             return
         time.sleep(PAUSE)
-        views.refresh()
+        grew = views.refresh()
 
 
 def _news(run: dict[str, Any], overview: dict[str, Any]) -> list[str]:
