@@ -6,9 +6,9 @@ Every term is a measured number over the limit of the rule that is about it, so 
   deviations, over the root of (noise band)^2 + (`BN201.shift`)^2. The noise band is what a healthy layer shows:
   `NOISE` times `moments.shift_noise`, the standard deviation of batch mean minus running mean under its moving
   average and its effective samples; a logarithm of a standard deviation scatters by 1/sqrt(2) of it. `NOISE` is the
-  number of standard deviations beyond which a normal value lies with the probability `BN101.alpha`: the false alarms a
-  layer and look that the catalogue allows, were all channels one; independent channels scatter less. The shift is the
-  least that moves the normalized output: less is no news however certain.
+  number of standard deviations beyond which a normal value lies with the probability `BN101.alpha`, the false alarms a
+  layer and look that the catalogue allows; independent channels scatter less. The shift is the least that moves the
+  normalized output: less is no news however certain.
 * *initial values*: as BN201 fires, on the share of them that is left over `BN201.weight`, as far as they move the
   output by `BN201.shift`.
 * *call sites*: as BN101 fires, on the distance between them over `BN101.shift`, as far as it is beyond chance.

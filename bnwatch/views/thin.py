@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ def thin(count: int, limit: int, *criteria: Floats) -> NDArray[np.intp]:
     if count <= limit:
         return np.arange(count)
     buckets = max((limit - 2) // max(2 * len(criteria), 1), 1)
-    edges = np.linspace(0, count, buckets + 1).astype(np.intp)
+    edges = [number * count // buckets for number in range(buckets + 1)]
     kept = [0, count - 1]
     if not criteria:
-        kept += edges[:-1].tolist()
+        kept += edges[:-1]
     for criterion in criteria:
         unknown = np.isnan(criterion)
         low, high = np.where(unknown, np.inf, criterion), np.where(unknown, -np.inf, criterion)
-        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        for start, stop in itertools.pairwise(edges):
             kept += [start + int(low[start:stop].argmin()), start + int(high[start:stop].argmax())]
     return np.unique(kept)
 
