@@ -17,7 +17,7 @@ from bnwatch.views import RunViews
 from tests import samples
 from tests.test_cli import calm, record, run
 
-VOID = {"meta"}
+VOID = {"meta", "hr"}
 TRAP = "</script><!--<script>\u2028" + samples.HOSTILE
 
 

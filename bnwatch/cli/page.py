@@ -53,6 +53,7 @@ _HEAD = """\
 <style>
 :root {{ color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }}
 body {{ margin: 0; }}
+main#bnwatch {{ min-height: 0; }}
 noscript, footer {{ display: block; max-width: 60rem; padding: 1rem; }}
 </style>
 </head>
@@ -74,7 +75,7 @@ def html(shown: Shown) -> str:
     remarks = [f"Written by bnwatch {bnwatch.__version__} from {render.shorten(shown.top)}.", *left_out]
     for remark in left_out:
         complain(remark, "note")
-    plain = "\n".join(render.report_html(run.report) for run in shown.runs)
+    plain = "<hr>\n".join(render.report_html(run.report) for run in shown.runs)
     return "".join(
         (
             _HEAD.format(policy=escape(policy), title=escape(f"bnwatch: {render.shorten(shown.top)}")),
