@@ -21,7 +21,9 @@ class BNWatchLoader(TBLoader):
         try:
             from bnwatch.dashboard.plugin import BNWatchPlugin
 
-            return BNWatchPlugin(context)
+            plugin = BNWatchPlugin(context)
+            plugin.read_ahead()
         except Exception:  # noqa: BLE001  # whatever it is, TensorBoard is to start
             _log.warning("bnwatch: the tab BN Watch could not be loaded", exc_info=True)
             return None
+        return plugin

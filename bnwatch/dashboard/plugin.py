@@ -55,6 +55,10 @@ class BNWatchPlugin(base_plugin.TBPlugin):
         self._next_look = 0.0
         self._active = False
 
+    def read_ahead(self) -> None:
+        """Begin to read while TensorBoard still starts, so that the first page need not wait for it."""
+        threading.Thread(target=self._quietly_refresh, name="bnwatch", daemon=True).start()
+
     def is_active(self) -> bool:
         """Return whether a record is below the log directory."""
         if not self._active:
@@ -117,6 +121,12 @@ class BNWatchPlugin(base_plugin.TBPlugin):
         # a heatmap that is not complete is another one the next time
         final = route != "heatmap" or answer["complete"] == 1.0
         return _private(_json(request, answer), tag if final else None)
+
+    def _quietly_refresh(self) -> None:
+        try:
+            self._refresh()
+        except Exception:  # noqa: BLE001
+            _log.exception("bnwatch: cannot read the log directory")
 
     def _refresh(self) -> None:
         """Look at the log directory, unless somebody just did."""

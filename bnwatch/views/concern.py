@@ -20,6 +20,7 @@ Every term is a measured number over the limit of the rule that is about it, so 
 
 from __future__ import annotations
 
+from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,37 +93,25 @@ class Concern:
         the first sample.
         """
         with np.errstate(all="ignore"):
-            noise = self._band(values, rows)
+            noise = _band(self.decay[rows], values[..., STATISTICS.index("effective_samples")])
         unknown: Floats = np.where(np.isfinite(noise), noise, np.nan)
         return unknown
-
-    def _band(self, values: Floats, rows: slice = slice(None)) -> Floats:
-        decay = np.minimum(self.decay[rows], np.float32(1.0))
-        band: Floats = NOISE * np.sqrt(2.0 / ((1.0 + decay) * _column(values, "effective_samples")))
-        return band
-
-    def mean_limit(self, values: Floats) -> Floats:
-        """Return the distance of means that matters: beyond the noise, and enough to move the output."""
-        limit: Floats = np.hypot(self._band(values), np.float32(_LIMITS["BN201.shift"]))
-        return limit
-
-    def spread_limit(self, values: Floats) -> Floats:
-        """Return the same of the logarithm of a ratio of standard deviations."""
-        limit: Floats = np.hypot(self._band(values) / np.float32(2.0**0.5), np.float32(_LIMITS["BN201.shift"]))
-        return limit
 
     def matters(self, values: Float32) -> Float32:
         """Return how far each call site is off in each sample, shape ``(..., sites)``, distances between them aside."""
         most = np.zeros(values.shape[:-1], np.float32)
         with np.errstate(all="ignore"):
+            seen = _Seen(self, values)
             for term in _TERMS.values():
-                np.fmax(most, term(self, values)[1], out=most)
-        return np.minimum(most, np.float32(MOST), out=most)
+                np.fmax(most, term(seen)[1], out=most)
+        np.minimum(most, np.float32(MOST), out=most)
+        return most
 
     def worst(self, values: Float32, shared: Sequence[SharedSites] = ()) -> Worst:
         """Return what is farthest off in one sample; ``shared`` are the distances between its call sites."""
         with np.errstate(all="ignore"):
-            terms = [term(self, values) for term in _TERMS.values()]
+            seen = _Seen(self, values)
+            terms = [term(seen) for term in _TERMS.values()]
         measured, off = (np.stack(parts).astype(np.float64) for parts in zip(*terms, strict=True))
         self._apart(shared, measured[_APART], off[_APART])
         off = np.minimum(np.fmax(off, 0.0), MOST)
@@ -143,68 +132,85 @@ class Concern:
                 off[rows.get(one.layer, [])] = min(apart / _LIMITS["BN101.shift"], one["between_ratio"] / limit)
 
 
-def _column(values: Floats, statistic: str) -> Floats:
-    column: Floats = values[..., STATISTICS.index(statistic)]
-    return column
+class _Seen:
+    """Samples of some call sites, column by column, each of shape ``(..., sites)``."""
+
+    def __init__(self, concern: Concern, values: Float32) -> None:
+        # side by side in memory, since every column is gone through several times
+        self._columns = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+        self.concern = concern
+
+    def __getitem__(self, statistic: str) -> Float32:
+        column: Float32 = self._columns[STATISTICS.index(statistic)]
+        return column
+
+    @cached_property
+    def band(self) -> Floats:
+        return _band(self.concern.decay, self["effective_samples"])
+
+    @cached_property
+    def flags(self) -> NDArray[np.int32]:
+        flags = self["flags"]
+        return np.where(np.abs(flags) < _ALL, flags, 0).astype(np.int32)
 
 
-def _flags(values: Floats) -> NDArray[np.int32]:
-    flags = _column(values, "flags")
-    return np.where(np.abs(flags) < _ALL, flags, 0).astype(np.int32)
+def _band(decay: Floats, effective_samples: Floats) -> Floats:
+    band: Floats = np.float32(NOISE) * np.sqrt(2.0 / ((1.0 + np.minimum(decay, np.float32(1.0))) * effective_samples))
+    return band
 
 
-def _broken(_: Concern, values: Floats) -> tuple[Floats, Floats]:
-    count = _column(values, "non_finite")
-    return np.fmax(count, 0.0), np.where((count > 0) | ((_flags(values) & _BROKEN) > 0), np.float32(MOST), 0.0)
+def _broken(seen: _Seen) -> tuple[Floats, Floats]:
+    count = seen["non_finite"]
+    return np.fmax(count, 0.0), np.where((count > 0) | ((seen.flags & _BROKEN) > 0), np.float32(MOST), 0.0)
 
 
-def _mean(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
-    shift = np.abs(_column(values, "mean_shift"))
-    return shift, shift / concern.mean_limit(values)
+def _mean(seen: _Seen) -> tuple[Floats, Floats]:
+    shift = np.abs(seen["mean_shift"])
+    return shift, shift / np.hypot(seen.band, np.float32(_LIMITS["BN201.shift"]))
 
 
-def _spread(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
-    ratio = _column(values, "std_ratio")
-    return ratio, np.abs(np.log(ratio)) / concern.spread_limit(values)
+def _spread(seen: _Seen) -> tuple[Floats, Floats]:
+    ratio = seen["std_ratio"]
+    limit = np.hypot(seen.band / np.float32(2.0**0.5), np.float32(_LIMITS["BN201.shift"]))
+    return ratio, np.abs(np.log(ratio)) / limit
 
 
-def _unsettled(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
-    weight = concern.decay ** _column(values, "updates")
-    variance = np.square(_column(values, "running_std"))
-    held = np.minimum(1.0, np.fmax(weight, weight * concern.initial / variance / 4.0))
-    moved = np.fmax(np.abs(_column(values, "std_ratio") - 1.0), _column(values, "mean_shift"))
-    fixed = ((_flags(values) & Flag.UNMOVED) > 0) | (concern.decay >= 1.0)
+def _unsettled(seen: _Seen) -> tuple[Floats, Floats]:
+    decay, initial = seen.concern.decay, seen.concern.initial
+    weight = decay ** seen["updates"]
+    held = np.minimum(1.0, np.fmax(weight, weight * initial / np.square(seen["running_std"]) / 4.0))
+    moved = np.fmax(np.abs(seen["std_ratio"] - 1.0), seen["mean_shift"])
+    fixed = ((seen.flags & Flag.UNMOVED) > 0) | (decay >= 1.0)
     off = np.minimum(held / _LIMITS["BN201.weight"], moved / _LIMITS["BN201.shift"])
     return held, np.where(fixed, 0.0, off)
 
 
-def _apart(_: Concern, values: Floats) -> tuple[Floats, Floats]:
-    none = np.zeros(values.shape[:-1], np.float32)
+def _apart(seen: _Seen) -> tuple[Floats, Floats]:
+    none = np.zeros_like(seen["count"])
     return none, none
 
 
-def _few(_: Concern, values: Floats) -> tuple[Floats, Floats]:
-    count = _column(values, "count")
-    return count, _LIMITS["BN204.few"] / count
+def _few(seen: _Seen) -> tuple[Floats, Floats]:
+    return seen["count"], _LIMITS["BN204.few"] / seen["count"]
 
 
-def _constant(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
-    share = _column(values, "zero_variance") / concern.channels
-    return share, np.where(_column(values, "count") > 1, share / _LIMITS["BN404.share"], 0.0)
+def _constant(seen: _Seen) -> tuple[Floats, Floats]:
+    share = seen["zero_variance"] / seen.concern.channels
+    return share, np.where(seen["count"] > 1, share / _LIMITS["BN404.share"], 0.0)
 
 
-def _epsilon(concern: Concern, values: Floats) -> tuple[Floats, Floats]:
-    share = concern.epsilon / (np.square(_column(values, "batch_std")) + concern.epsilon)
-    varying = (_column(values, "count") > 1) & (_column(values, "zero_variance") < concern.channels)
+def _epsilon(seen: _Seen) -> tuple[Floats, Floats]:
+    share = seen.concern.epsilon / (np.square(seen["batch_std"]) + seen.concern.epsilon)
+    varying = (seen["count"] > 1) & (seen["zero_variance"] < seen.concern.channels)
     return share, np.where(varying, share / _LIMITS["BN405.share"], 0.0)
 
 
-def _moved(_: Concern, values: Floats) -> tuple[Floats, Floats]:
-    moved = np.abs(_column(values, "unexplained"))
+def _moved(seen: _Seen) -> tuple[Floats, Floats]:
+    moved = np.abs(seen["unexplained"])
     return moved, moved / _LIMITS["BN106.unexplained"]
 
 
-_TERMS: dict[str, Callable[[Concern, Floats], tuple[Floats, Floats]]] = {
+_TERMS: dict[str, Callable[[_Seen], tuple[Floats, Floats]]] = {
     "NaN, infinity or a negative variance": _broken,
     "batch mean {} running standard deviations off": _mean,
     "batch standard deviation {} times the running one": _spread,
