@@ -26,11 +26,12 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = [
-    "lint", "unit", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras", "chainer",
-    "chainer_mpi", "chainer_old", "chainer_new",
+    "lint", "unit", "page", "browser", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras",
+    "chainer", "chainer_mpi", "chainer_old", "chainer_new",
 ]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
+UNCHANGED = ROOT / "tests/adapters/test_keras_unchanged.py"
 # What is about one backend alone, and what is about Keras 2.
 PARTICULAR = {
     name: sorted(ROOT.glob(f"tests/adapters/test_keras_{name}*.py"))
@@ -41,9 +42,15 @@ PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name 
 # Its programs are written for TensorFlow.
 PARTICULAR["tensorflow"].append(ROOT / "tests/adapters/test_keras_clinic.py")
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
+# What is read off a model or computed from arrays: one backend shows it for all.
+OF_NO_BACKEND = {f"test_keras_{name}.py" for name in ("cifar_resnet", "gpu_check", "output", "split", "structure")}
+BACKEND_TESTS = [path for path in COMMON_KERAS_TESTS if path.name not in OF_NO_BACKEND]
 MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
 CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
-CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS))]
+BROWSER_TESTS = ROOT / "tests" / "browser"
+CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS, BROWSER_TESTS))]
+# As tests/browser/conftest.py looks for it.
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Run beside every framework: what they show is worth something only where a framework is installed.
 EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
@@ -106,12 +113,19 @@ def install_alone(session: nox.Session, requirements: Path) -> None:
 
 def skip(session: nox.Session, reason: str) -> NoReturn:
     """Skip the session, and leave a result that ``tests/summary.py`` counts as one skip."""
+    leave_result(session, session.name, skipped=reason)
+    session.skip(reason)
+
+
+def leave_result(session: nox.Session, *cases: str, skipped: str = "") -> None:
+    """Leave for ``tests/summary.py`` what passed in a session without pytest, or why it was skipped."""
     suite = ET.Element("testsuite", name=session.name)
-    case = ET.SubElement(suite, "testcase", classname="noxfile", name=session.name)
-    ET.SubElement(case, "skipped", type="session", message=reason)
+    for name in cases:
+        case = ET.SubElement(suite, "testcase", classname="noxfile", name=name)
+        if skipped:
+            ET.SubElement(case, "skipped", type="session", message=skipped)
     RESULTS.mkdir(parents=True, exist_ok=True)
     ET.ElementTree(suite).write(RESULTS / f"{session.name}.xml", encoding="utf-8")
-    session.skip(reason)
 
 
 def up_to(session: nox.Session, newest: tuple[int, int], what: str) -> None:
@@ -124,15 +138,22 @@ def keras_tests(
     session: nox.Session, backend: str, *tests: Path, particular: str | None = None, part: str = ""
 ) -> None:
     """Run the tests that all Keras environments share, or ``tests``, and those of the backend or of Keras 2."""
+    use(session, backend)
+    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
+
+
+def use(session: nox.Session, backend: str) -> None:
+    """Have Keras run on this backend, and on one core: sessions run beside each other."""
     session.env.update(
         {
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "CUDA_VISIBLE_DEVICES": "-1",
             "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "TF_NUM_INTRAOP_THREADS": "1",
         }
     )
-    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
 
 
 def pytest(session: nox.Session, *args: str | Path, part: str = "") -> None:
@@ -168,6 +189,32 @@ def lowest(session: nox.Session) -> None:
     pytest(session, *CORE_TESTS)
 
 
+@nox.session(venv_backend="none")
+def page(session: nox.Session) -> None:
+    """Check the types of the page, and that what is shipped is what ``frontend/`` makes; needs Node."""
+    frontend = ROOT / "frontend"
+    if not shutil.which("node") or not shutil.which("npm"):
+        skip(session, "there is no Node with npm on this machine")
+    session.chdir(frontend)
+    lock = (frontend / "package-lock.json").read_text(encoding="utf-8")
+    stamp = frontend / "node_modules" / "installed"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != lock:
+        session.run("npm", "ci", "--silent", external=True)
+        stamp.write_text(lock, encoding="utf-8")
+    session.run("npm", "run", "--silent", "types", external=True)
+    session.run("npm", "run", "--silent", "check", external=True)
+    leave_result(session, "types", "current")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the page in TensorBoard and in a report, with the browser of this machine."""
+    if not any(map(shutil.which, CHROMIUM)):
+        skip(session, f"there is none of {', '.join(CHROMIUM)} on this machine")
+    install(session)
+    pytest(session, BROWSER_TESTS)
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure how much of the core the unit tests reach."""
@@ -187,7 +234,12 @@ def keras(session: nox.Session) -> None:
 def keras_jax(session: nox.Session) -> None:
     """Test the Keras adapter on the newest Keras and JAX, where TensorFlow is not installed."""
     install(session)
-    keras_tests(session, "jax")
+    # Compiling is most of the time. Whether a watch changes a bit is asked of what users run, of the rest only what it
+    # computes.
+    use(session, "jax")
+    pytest(session, UNCHANGED, part="+optimized")
+    session.env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    keras_tests(session, "jax", *(path for path in BACKEND_TESTS if path != UNCHANGED))
 
 
 @nox.session
@@ -198,11 +250,11 @@ def keras_torch(session: nox.Session) -> None:
     of its own, must be found by pip's configuration.
     """
     install(session)
-    keras_tests(session, "torch")
+    keras_tests(session, "torch", *BACKEND_TESTS)
 
 
 # What depends on the inside of Keras: what is captured, and what is left behind.
-INSIDE_TESTS = [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("conformance", "faults", "unchanged")]
+INSIDE_TESTS = [ROOT / "tests/adapters/test_keras_conformance.py", UNCHANGED]
 
 
 @nox.session
@@ -211,6 +263,7 @@ def keras_oldest(session: nox.Session) -> None:
     up_to(session, (3, 12), "TensorFlow 2.16")
     install(session)
     keras_tests(session, "tensorflow", *INSIDE_TESTS)
+    session.env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     keras_tests(session, "jax", *INSIDE_TESTS, part="+jax")
 
 
