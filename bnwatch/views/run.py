@@ -61,8 +61,8 @@ class UnknownError(Exception):
 class RunView:
     """The record of one run, followed while it grows.
 
-    Memory holds what is not samples, a few numbers of every sample, and the heatmaps asked for last. All methods may be called from
-    several threads.
+    Memory holds what is not samples, a few numbers of every sample, and the heatmaps asked for last. All methods may be
+    called from several threads.
 
     Attributes:
         run: its name for people.
