@@ -104,7 +104,7 @@ def _report(options: argparse.Namespace) -> int:
     from bnwatch.sinks.tensorboard import RecordError, read_runs
 
     try:
-        runs = read_runs(options.directory)
+        runs = read_runs(options.directory, samples=options.replay)
     except RecordError as error:
         raise _MisuseError(str(error)) from None
     except OSError as error:

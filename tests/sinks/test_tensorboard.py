@@ -111,6 +111,16 @@ def test_everything_comes_back(tmp_path):
     assert {d.key: d for d in run.report.diagnoses} == {d.key: d for d in samples.report().diagnoses}
 
 
+def test_without_its_samples_the_report_of_a_run_is_the_same(tmp_path):
+    record(tmp_path, close=False)
+    (run,) = read_runs(tmp_path, samples=False)
+    whole = the_run(tmp_path)
+    assert run == dataclasses.replace(whole, tables=(), channels=(), evaluations=run.evaluations, replicas=run.replicas)
+    assert whole.tables
+    assert whole.channels
+    assert run.report.samples == 40
+
+
 def test_the_gravest_comes_first_and_causes_before_consequences(tmp_path):
     record(tmp_path)
     assert [d.rule for d in the_run(tmp_path).report.diagnoses] == ["BN101", "BN301", "BN201", "BN101"]

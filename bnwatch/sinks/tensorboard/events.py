@@ -30,6 +30,7 @@ SUFFIX = ".bnwatch"
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
+_BUFFER = 1 << 20
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
@@ -155,7 +156,7 @@ def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
         OSError: the file cannot be read.
         CorruptRecordError: what follows is damaged; everything before it has been yielded.
     """
-    with path.open("rb") as file:
+    with path.open("rb", _BUFFER) as file:
         size = os.fstat(file.fileno()).st_size
         size = size if limit is None else min(size, limit)
         offset = 0
@@ -170,11 +171,11 @@ def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
             # a length is trusted only as far as the file reaches: no memory for a claim
             if length + _FOOTER.size > size - offset - _HEADER.size:
                 return
-            payload = file.read(length)
-            footer = file.read(_FOOTER.size)
-            if len(footer) < _FOOTER.size:
+            record = file.read(length + _FOOTER.size)
+            if len(record) < length + _FOOTER.size:
                 return
-            if masked(payload) != _FOOTER.unpack(footer)[0]:
+            payload = record[:length]
+            if masked(payload) != _FOOTER.unpack_from(record, length)[0]:
                 msg = f"checksum fails at byte {offset:,} of {size:,}"
                 raise CorruptRecordError(msg)
             try:

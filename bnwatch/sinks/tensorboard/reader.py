@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOTHING = np.zeros((0, len(STATISTICS)), np.float32)
+
 
 class RecordError(Exception):
     """There is no record to read; the message is one sentence that says why."""
@@ -81,10 +83,15 @@ class RunRecord:
     problems: tuple[str, ...] = ()
 
 
-def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
+def read_runs(path: str | os.PathLike[str], *, samples: bool = True) -> list[RunRecord]:
     """Return every run below a directory, or the one that an event file belongs to, by directory name.
 
     A damaged file loses what lies behind the damage; ``problems`` of its run says so.
+
+    Args:
+        path: the directory, or the event file.
+        samples: False leaves ``tables`` and ``channels`` empty, which are nearly all of the memory; the report of a run
+            is the same.
 
     Raises:
         RecordError: there is nothing to read.
@@ -99,10 +106,10 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
         raise RecordError(msg)
     runs, problems = [], []
     for directory, paths in sorted(found.items()):
-        files = [_File.read(file) for file in paths]
+        files = [_File.read(file, samples=samples) for file in paths]
         problems += [problem for file in files for problem in file.problems]
         if any(file.entries for file in files):
-            runs.append(_fold(directory, files))
+            runs.append(_fold(directory, files, samples=samples))
     if not runs:
         nothing = f"the record in {str(top)!r} holds no event of bnwatch"
         raise RecordError(*(problems or [nothing])[:1])
@@ -156,9 +163,9 @@ class _File:
     """It goes on where another file was, with what was known there."""
 
     @classmethod
-    def read(cls, path: Path, limit: int | None = None) -> _File:
+    def read(cls, path: Path, limit: int | None = None, *, samples: bool = True) -> _File:
         file = cls(path)
-        understood, refused, why = _Decoder(file.specs), 0, ""
+        understood, refused, why = _Decoder(file.specs, samples=samples), 0, ""
         try:
             for event in read_events(path, limit):
                 wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
@@ -197,23 +204,32 @@ class _Layout:
         written, zeros = metadata.texts("statistics"), metadata.maybe_texts("zeros")
         self._width, self._same = len(written), written == today
         places = {name: n for n, name in enumerate(written)}
-        self._to = [n for n, name in enumerate(today) if name in places]
-        self._from = [places[today[n]] for n in self._to]
         # an older version may not have had a column, and one that is all zero is not written
-        self._blank = np.array([0.0 if name in zeros else np.nan for name in today], np.float32)
+        self._blank = {n: 0.0 if name in zeros else np.nan for n, name in enumerate(today) if name not in places}
+        self._columns = len(today)
+        self._runs: list[tuple[slice, slice]] = []
+        for n, name in enumerate(today):
+            if name in places:
+                to, place = slice(n, n + 1), slice(places[name], places[name] + 1)
+                if self._runs and (self._runs[-1][0].stop, self._runs[-1][1].stop) == (to.start, place.start):
+                    before = self._runs.pop()
+                    to, place = slice(before[0].start, to.stop), slice(before[1].start, place.stop)
+                self._runs.append((to, place))
 
-    def arranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return ``values`` with the columns in today's order."""
+    def arranged(self, values: NDArray[np.float32], *, wanted: bool = True) -> NDArray[np.float32]:
+        """Return ``values`` with the columns in today's order; nothing where they are not wanted, but checked."""
         # of no column there may be any number of rows: no memory for a claim
         rows = len(self.sites) if self._of_sites or not self._width else len(values)
         if values.shape != (rows, self._width):
             msg = "a table is not of the shape its tag describes"
             raise SchemaError(msg)
-        if self._same:
-            return values
-        arranged = np.empty((rows, len(self._blank)), np.float32)
-        arranged[:] = self._blank
-        arranged[:, self._to] = values[:, self._from]
+        if self._same or not wanted:
+            return values if wanted else _NOTHING
+        arranged = np.empty((rows, self._columns), np.float32)
+        for n, blank in self._blank.items():
+            arranged[:, n] = blank
+        for to, place in self._runs:
+            arranged[:, to] = values[:, place]
         return arranged
 
 
@@ -246,8 +262,8 @@ class _Channels:
 class _Decoder:
     """Turns the events of one file into entities."""
 
-    def __init__(self, specs: dict[str, LayerSpec]) -> None:
-        self._specs = specs
+    def __init__(self, specs: dict[str, LayerSpec], *, samples: bool) -> None:
+        self._specs, self._samples = specs, samples
         self._layouts: dict[str, _Layout] = {}
         self._channels: dict[str, _Channels] = {}
         self._epoch = 0
@@ -276,13 +292,14 @@ class _Decoder:
             tag = value.tag
             if tag.startswith(schema.STATS):
                 layout = self._layout(tag, value)
-                table = layout, layout.arranged(_floats(value.tensor))
+                table = layout, layout.arranged(_floats(value.tensor), wanted=self._samples)
             elif tag.startswith(schema.SITES):
                 layout = self._layout(tag, value)
                 shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor))))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
-                entities.append(self._described(tag, value).statistics(step, self._epoch, _floats(value.tensor)))
+                found = self._described(tag, value).statistics(step, self._epoch, _floats(value.tensor))
+                entities += [found] if self._samples else []
             elif tag == schema.PROGRESS:
                 progress = _progress(value.tensor)
             elif tag == schema.IDLE:
@@ -370,7 +387,7 @@ def _text(tensor: Any) -> bytes:
     return bytes(tensor.string_val[0])
 
 
-def _fold(directory: Path, files: list[_File]) -> RunRecord:
+def _fold(directory: Path, files: list[_File], *, samples: bool = True) -> RunRecord:
     """Return the run as it stands after all its files, later ones overruling earlier ones."""
     files = sorted(files, key=lambda file: (file.first, file.path.name))
     run = _Run()
@@ -410,8 +427,8 @@ def _fold(directory: Path, files: list[_File]) -> RunRecord:
         attachment=attachment,
         structure=run.structure,
         specs=specs,
-        tables=tables,
-        channels=_by_step(_of(files, ChannelStatistics)),
+        tables=tables if samples else (),
+        channels=_by_step(_of(files, ChannelStatistics)) if samples else (),
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
