@@ -31,6 +31,7 @@ nox.options.sessions = [
 ]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
+UNCHANGED = ROOT / "tests/adapters/test_keras_unchanged.py"
 # What is about one backend alone, and what is about Keras 2.
 PARTICULAR = {
     name: sorted(ROOT.glob(f"tests/adapters/test_keras_{name}*.py"))
@@ -41,6 +42,9 @@ PARTICULAR["legacy"] += [ROOT / f"tests/adapters/test_keras_{name}.py" for name 
 # Its programs are written for TensorFlow.
 PARTICULAR["tensorflow"].append(ROOT / "tests/adapters/test_keras_clinic.py")
 COMMON_KERAS_TESTS = [path for path in KERAS_TESTS if not any(path in own for own in PARTICULAR.values())]
+# What is read off a model or computed from arrays: one backend shows it for all.
+OF_NO_BACKEND = {f"test_keras_{name}.py" for name in ("cifar_resnet", "gpu_check", "output", "split", "structure")}
+BACKEND_TESTS = [path for path in COMMON_KERAS_TESTS if path.name not in OF_NO_BACKEND]
 MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
 CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
 CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS))]
@@ -124,15 +128,22 @@ def keras_tests(
     session: nox.Session, backend: str, *tests: Path, particular: str | None = None, part: str = ""
 ) -> None:
     """Run the tests that all Keras environments share, or ``tests``, and those of the backend or of Keras 2."""
+    use(session, backend)
+    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
+
+
+def use(session: nox.Session, backend: str) -> None:
+    """Have Keras run on this backend, and on one core: sessions run beside each other."""
     session.env.update(
         {
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "CUDA_VISIBLE_DEVICES": "-1",
             "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "TF_NUM_INTRAOP_THREADS": "1",
         }
     )
-    pytest(session, *EVERYWHERE, *(tests or COMMON_KERAS_TESTS), *PARTICULAR[particular or backend], part=part)
 
 
 def pytest(session: nox.Session, *args: str | Path, part: str = "") -> None:
@@ -187,7 +198,12 @@ def keras(session: nox.Session) -> None:
 def keras_jax(session: nox.Session) -> None:
     """Test the Keras adapter on the newest Keras and JAX, where TensorFlow is not installed."""
     install(session)
-    keras_tests(session, "jax")
+    # Compiling is most of the time. Whether a watch changes a bit is asked of what users run, of the rest only what it
+    # computes.
+    use(session, "jax")
+    pytest(session, UNCHANGED, part="+optimized")
+    session.env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    keras_tests(session, "jax", *(path for path in BACKEND_TESTS if path != UNCHANGED))
 
 
 @nox.session
@@ -198,11 +214,11 @@ def keras_torch(session: nox.Session) -> None:
     of its own, must be found by pip's configuration.
     """
     install(session)
-    keras_tests(session, "torch")
+    keras_tests(session, "torch", *BACKEND_TESTS)
 
 
 # What depends on the inside of Keras: what is captured, and what is left behind.
-INSIDE_TESTS = [ROOT / f"tests/adapters/test_keras_{name}.py" for name in ("conformance", "faults", "unchanged")]
+INSIDE_TESTS = [ROOT / "tests/adapters/test_keras_conformance.py", UNCHANGED]
 
 
 @nox.session
@@ -211,6 +227,7 @@ def keras_oldest(session: nox.Session) -> None:
     up_to(session, (3, 12), "TensorFlow 2.16")
     install(session)
     keras_tests(session, "tensorflow", *INSIDE_TESTS)
+    session.env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     keras_tests(session, "jax", *INSIDE_TESTS, part="+jax")
 
 

@@ -64,8 +64,11 @@ class Looking:
         """Return the loss of a batch; what it is where there is none, or where it cannot be had, is of no use."""
         self._priced = False
         value = None
-        with suppress(Exception):  # a model may have no loss, or one that wants more than these targets
-            value = self._backend.loss(inputs, targets, predicted)
+        model = self._backend.model
+        own = type(model).compute_loss is not self._backend.library.Model.compute_loss
+        with suppress(Exception):  # one that wants more than these targets
+            if own or getattr(model, "loss", None) is not None or model.losses:
+                value = self._backend.loss(inputs, targets, predicted)
         if value is None or len(value.shape):
             return self._backend.ops.zeros(())
         self._priced = True

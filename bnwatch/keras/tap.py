@@ -58,6 +58,7 @@ class Tap:
         self._recorded: set[int] = set()
         # layers whose statistics go where nobody looks: those of a pure loop that keeps its state to itself
         self._unread: set[int] = set()
+        self._ever: set[int] = set()
         # calls of a hand-written loop of which no gradient is taken, since the last step; those with batch statistics
         self._beside: dict[str, int] = {}
         self._beside_batch: dict[str, int] = {}
@@ -259,7 +260,7 @@ class Tap:
             if id(watched) in called - self._recorded - self._unread
             and watched.path not in recorded
             # one of the user's own may normalize and update in its own way, unseen
-            and (watched.updates != 0 or watched.pristine())
+            and (id(watched) in self._ever or watched.updates != 0 or watched.pristine())
         )
 
     def mark(self) -> None:
@@ -279,6 +280,7 @@ class Tap:
     def _records(self, reading: Reading, before: Calls) -> Iterator[CallRecord]:
         total = _total(reading)
         self._unread = {layer for layer, updates in total.items() if not updates}
+        self._ever |= total.keys() - self._unread
         specs = {id(watched): watched.spec() for watched in {s.watched for s in reading.stored}}
         index = dict[tuple[int, int], int]()
         for stored in reading.stored:

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -158,30 +158,91 @@ def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
     """
     with path.open("rb", _BUFFER) as file:
         size = os.fstat(file.fileno()).st_size
-        size = size if limit is None else min(size, limit)
-        offset = 0
-        while True:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size or offset + _HEADER.size > size:
+        for span in find_payloads(file, size if limit is None else min(size, limit)):
+            event = read_event(file, span)
+            if event is None:
                 return
-            length, crc = _HEADER.unpack(header)
-            if masked(header[:8]) != crc:
-                msg = f"not an event at byte {offset:,} of {size:,}"
-                raise CorruptRecordError(msg)
-            # a length is trusted only as far as the file reaches: no memory for a claim
-            if length + _FOOTER.size > size - offset - _HEADER.size:
-                return
-            record = file.read(length + _FOOTER.size)
-            if len(record) < length + _FOOTER.size:
-                return
-            payload = record[:length]
-            if masked(payload) != _FOOTER.unpack_from(record, length)[0]:
-                msg = f"checksum fails at byte {offset:,} of {size:,}"
-                raise CorruptRecordError(msg)
-            try:
-                event = Event.FromString(payload)
-            except Exception as error:  # noqa: BLE001  # DecodeError lives in a module that moves between versions
-                msg = f"no event message at byte {offset:,} of {size:,} ({type(error).__name__})"
-                raise CorruptRecordError(msg) from None
             yield event
-            offset += _HEADER.size + length + _FOOTER.size
+
+
+class Span(NamedTuple):
+    """Where a payload lies in an event file of ``size`` bytes."""
+
+    offset: int
+    length: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Return where the next record begins."""
+        return self.offset + self.length + _FOOTER.size
+
+    def __str__(self) -> str:
+        """Return where the record is, for a message."""
+        return f"at byte {self.offset - _HEADER.size:,} of {self.size:,}"
+
+
+def find_payloads(file: BinaryIO, size: int, offset: int = 0) -> Iterator[Span]:
+    """Yield where the payloads lie whose records begin from ``offset`` on and are all there.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorruptRecordError: what follows is no record.
+    """
+    while True:
+        file.seek(offset)
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size or offset + _HEADER.size > size:
+            return
+        length, crc = _HEADER.unpack(header)
+        if masked(header[:8]) != crc:
+            msg = f"not an event at byte {offset:,} of {size:,}"
+            raise CorruptRecordError(msg)
+        # a length is trusted only as far as the file reaches: no memory for a claim
+        if length + _FOOTER.size > size - offset - _HEADER.size:
+            return
+        span = Span(offset + _HEADER.size, length, size)
+        yield span
+        offset = span.end
+
+
+def read_event(file: BinaryIO, span: Span) -> Any:
+    """Return the event of a payload; None where the file has become shorter meanwhile.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorruptRecordError: it is damaged.
+    """
+    payload = read_payload(file, span)
+    return None if payload is None else parse_event(payload, span)
+
+
+def read_payload(file: BinaryIO, span: Span) -> bytes | None:
+    """Return a payload; None where the file has become shorter meanwhile.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorruptRecordError: it is damaged.
+    """
+    file.seek(span.offset)
+    record = file.read(span.length + _FOOTER.size)
+    if len(record) < span.length + _FOOTER.size:
+        return None
+    payload = record[: span.length]
+    if masked(payload) != _FOOTER.unpack_from(record, span.length)[0]:
+        msg = f"checksum fails {span}"
+        raise CorruptRecordError(msg)
+    return payload
+
+
+def parse_event(payload: bytes, span: Span) -> Any:
+    """Return the event that a payload is.
+
+    Raises:
+        CorruptRecordError: it is none.
+    """
+    try:
+        return Event.FromString(payload)
+    except Exception as error:  # noqa: BLE001  # DecodeError lives in a module that moves between versions
+        msg = f"no event message {span} ({type(error).__name__})"
+        raise CorruptRecordError(msg) from None

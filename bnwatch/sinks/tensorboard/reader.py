@@ -7,6 +7,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,10 +107,11 @@ def read_runs(path: str | os.PathLike[str], *, samples: bool = True) -> list[Run
         raise RecordError(msg)
     runs, problems = [], []
     for directory, paths in sorted(found.items()):
-        files = [_File.read(file, samples=samples) for file in paths]
+        files = [File.read(file, samples=samples) for file in paths]
         problems += [problem for file in files for problem in file.problems]
         if any(file.entries for file in files):
-            runs.append(_fold(directory, files, samples=samples))
+            run = fold(directory, files)
+            runs.append(run if samples else replace(run, tables=(), channels=()))
     if not runs:
         nothing = f"the record in {str(top)!r} holds no event of bnwatch"
         raise RecordError(*(problems or [nothing])[:1])
@@ -123,12 +125,12 @@ def read_as_of(directory: Path, mark: Mark) -> RunRecord:
         RecordError: that file is not there any more, or what it holds up to the mark is damaged.
     """
     paths = _find(directory).get(directory, [])
-    files = [_File.read(path, mark.size if path.name == mark.name else None) for path in paths]
+    files = [File.read(path, mark.size if path.name == mark.name else None) for path in paths]
     marked = next((file for file in files if file.path.name == mark.name), None)
     if marked is None or marked.path.stat().st_size < mark.size or marked.problems:
         msg = f"the record in {str(directory)!r} is not what it was"
         raise RecordError(msg)
-    return _fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
+    return fold(directory, [f for f in files if (f.first, f.path.name) <= (marked.first, marked.path.name)])
 
 
 def _find(top: Path) -> dict[Path, list[Path]]:
@@ -149,7 +151,7 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class _File:
+class File:
     """The entries of one event file, in the order they were written."""
 
     path: Path
@@ -162,75 +164,113 @@ class _File:
     resumed: bool = False
     """It goes on where another file was, with what was known there."""
 
+    refused: int = 0
+    why: str = ""
+
     @classmethod
-    def read(cls, path: Path, limit: int | None = None, *, samples: bool = True) -> _File:
+    def read(cls, path: Path, limit: int | None = None, *, samples: bool = True) -> File:
+        """Return what a file holds, up to so many bytes of it."""
         file = cls(path)
-        understood, refused, why = _Decoder(file.specs, samples=samples), 0, ""
+        understood = Decoder(file.specs, samples=samples)
         try:
             for event in read_events(path, limit):
-                wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
-                file.first = min(file.first, wall_time)
-                if event.HasField("session_log"):
-                    if event.session_log.status == SessionLog.START and file.start is None:
-                        file.start = event.step, wall_time
-                elif event.HasField("summary"):
-                    file.resumed |= not file.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
-                    try:
-                        entities = understood.event(event)
-                    except (ValueError, RecursionError) as error:
-                        refused += 1
-                        why = why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
-                    else:
-                        file.entries += [_Entry(event.step, wall_time, entity) for entity in entities]
-        except CorruptRecordError as error:
-            behind = "what lies behind is lost" if math.isfinite(file.first) else "is it an event file?"
-            file.problems.append(f"{str(path)!r} is damaged: {error}; {behind}")
-        except OSError as error:
-            file.problems.append(f"{str(path)!r} cannot be read: {error.strerror or type(error).__name__}")
-        if refused:
-            many = "1 event" if refused == 1 else f"{refused:,} events"
-            file.problems.append(f"{str(path)!r} holds {many} that cannot be understood: {why}")
+                file.take(event, understood.event)
+        except (CorruptRecordError, OSError) as error:
+            file.stop(error)
+        if file.refused:
+            file.problems.append(file.refusal())
         return file
 
+    def take(self, event: Any, understand: Callable[[Any], list[Entity]]) -> None:
+        """Add what an event holds."""
+        wall_time = event.wall_time if math.isfinite(event.wall_time) else 0.0
+        self.first = min(self.first, wall_time)
+        if event.HasField("session_log"):
+            if event.session_log.status == SessionLog.START and self.start is None:
+                self.start = event.step, wall_time
+        elif event.HasField("summary"):
+            self.resumed |= not self.entries and any(v.tag == schema.RESUMED for v in event.summary.value)
+            try:
+                entities = understand(event)
+            except (ValueError, RecursionError) as error:
+                self.refused += 1
+                self.why = self.why or (str(error) if isinstance(error, SchemaError) else "malformed JSON")
+            else:
+                self.add(event.step, event.wall_time, entities)
 
-class _Layout:
-    """What rows and columns of a table mean, and where its columns are today."""
+    def add(self, step: int, wall_time: float, entities: Sequence[Any]) -> None:
+        """Add what was understood of an event."""
+        wall_time = wall_time if math.isfinite(wall_time) else 0.0
+        self.first = min(self.first, wall_time)
+        self.entries += [_Entry(step, wall_time, entity) for entity in entities]
 
-    def __init__(self, metadata: Fields, today: tuple[str, ...], *, sites: bool) -> None:
-        """Read the description of a table with these columns today; of call sites, or of one layer."""
-        self.sites = tuple(schema.parse_site(site) for site in metadata.items("sites")) if sites else ()
-        self.layer = "" if sites else metadata.text("layer")
-        self._of_sites = sites
-        written, zeros = metadata.texts("statistics"), metadata.maybe_texts("zeros")
-        self._width, self._same = len(written), written == today
-        places = {name: n for n, name in enumerate(written)}
-        # an older version may not have had a column, and one that is all zero is not written
-        self._blank = {n: 0.0 if name in zeros else np.nan for n, name in enumerate(today) if name not in places}
-        self._columns = len(today)
-        self._runs: list[tuple[slice, slice]] = []
-        for n, name in enumerate(today):
-            if name in places:
-                to, place = slice(n, n + 1), slice(places[name], places[name] + 1)
-                if self._runs and (self._runs[-1][0].stop, self._runs[-1][1].stop) == (to.start, place.start):
-                    before = self._runs.pop()
-                    to, place = slice(before[0].start, to.stop), slice(before[1].start, place.stop)
-                self._runs.append((to, place))
+    def stop(self, error: CorruptRecordError | OSError) -> None:
+        """Note why it cannot be read any further."""
+        if isinstance(error, CorruptRecordError):
+            behind = "what lies behind is lost" if math.isfinite(self.first) else "is it an event file?"
+            self.problems.append(f"{str(self.path)!r} is damaged: {error}; {behind}")
+        else:
+            self.problems.append(f"{str(self.path)!r} cannot be read: {error.strerror or type(error).__name__}")
 
-    def arranged(self, values: NDArray[np.float32], *, wanted: bool = True) -> NDArray[np.float32]:
-        """Return ``values`` with the columns in today's order; nothing where they are not wanted, but checked."""
-        # of no column there may be any number of rows: no memory for a claim
-        rows = len(self.sites) if self._of_sites or not self._width else len(values)
-        if values.shape != (rows, self._width):
-            msg = "a table is not of the shape its tag describes"
-            raise SchemaError(msg)
-        if self._same or not wanted:
-            return values if wanted else _NOTHING
-        arranged = np.empty((rows, self._columns), np.float32)
-        for n, blank in self._blank.items():
-            arranged[:, n] = blank
-        for to, place in self._runs:
-            arranged[:, to] = values[:, place]
+    def refusal(self) -> str:
+        """Return how many events hold what cannot be understood, and why the first does."""
+        many = "1 event" if self.refused == 1 else f"{self.refused:,} events"
+        return f"{str(self.path)!r} holds {many} that cannot be understood: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """What rows and columns of a table mean.
+
+    Attributes:
+        sites: of each row of a sample; none of the table of one layer.
+        layer: of which the rows are, in the table of one layer.
+        columns: that were written.
+        zeros: that were not, since they are zero in every row.
+    """
+
+    sites: tuple[CallSite, ...]
+    layer: str
+    columns: tuple[str, ...]
+    zeros: tuple[str, ...] = ()
+
+    def arranged(self, values: NDArray[np.float32], columns: tuple[str, ...]) -> NDArray[np.float32]:
+        """Return rows that were written with these columns; NaN where neither they nor ``zeros`` have one."""
+        # where nothing was written there may be any number of rows: no memory for a claim
+        if values.shape[1:] != (len(self.columns),) or not (values.size or not len(values) or self.sites):
+            raise SchemaError(_SHAPE)
+        if self.columns == columns:
+            return values
+        blank, runs = _moves(self.columns, self.zeros, columns)
+        arranged = np.empty((len(values), len(columns)), np.float32)
+        for place, number in blank:
+            arranged[:, place] = number
+        for to, start in runs:
+            arranged[:, to] = values[:, start]
         return arranged
+
+
+_SHAPE = "a table is not of the shape its tag describes"
+
+
+@lru_cache(maxsize=64)
+def _moves(
+    written: tuple[str, ...], zeros: tuple[str, ...], columns: tuple[str, ...]
+) -> tuple[list[tuple[int, float]], list[tuple[slice, slice]]]:
+    """Return the columns that were not written, with their number, and where neighbours that were go together."""
+    places = {name: n for n, name in enumerate(written)}
+    blank = [(n, 0.0 if name in zeros else math.nan) for n, name in enumerate(columns) if name not in places]
+    runs: list[tuple[slice, slice]] = []
+    for n, name in enumerate(columns):
+        start = places.get(name)
+        if start is None:
+            continue
+        if runs and (runs[-1][0].stop, runs[-1][1].stop) == (n, start):
+            to, before = runs.pop()
+            runs.append((slice(to.start, n + 1), slice(before.start, start + 1)))
+        else:
+            runs.append((slice(n, n + 1), slice(start, start + 1)))
+    return blank, runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,21 +292,22 @@ class _Channels:
         sites = tuple(schema.parse_site(site) for site in metadata.items("sites"))
         return cls(metadata.text("layer"), sites, channels, of)
 
-    def statistics(self, step: int, epoch: int, values: NDArray[np.float32]) -> ChannelStatistics:
+    def statistics(self, step: int, values: NDArray[np.float32]) -> ChannelStatistics:
+        """Return the statistics, without their epoch."""
         if values.shape != (len(self.sites) * len(CHANNEL_STATISTICS), len(self.channels)):
             msg = "channels are not of the shape their tag describes"
             raise SchemaError(msg)
-        return ChannelStatistics(step, epoch, self.layer, self.sites, self.channels, self.of, values)
+        return ChannelStatistics(step, 0, self.layer, self.sites, self.channels, self.of, values)
 
 
-class _Decoder:
+class Decoder:
     """Turns the events of one file into entities."""
 
-    def __init__(self, specs: dict[str, LayerSpec], *, samples: bool) -> None:
+    def __init__(self, specs: dict[str, LayerSpec], *, samples: bool = True) -> None:
+        """Learn ``specs`` from what is read; leave the numbers of samples out if not ``samples``."""
         self._specs, self._samples = specs, samples
-        self._layouts: dict[str, _Layout] = {}
         self._channels: dict[str, _Channels] = {}
-        self._epoch = 0
+        self.layouts: dict[str, TableLayout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
             schema.STRUCTURE: schema.parse_structure,
@@ -281,8 +322,13 @@ class _Decoder:
         }
 
     def event(self, event: Any) -> list[Entity]:
+        """Return what an event holds, the sample last.
+
+        Raises:
+            ValueError, RecursionError: it is not what its tags say.
+        """
         entities: list[Entity] = []
-        table: tuple[_Layout, NDArray[np.float32]] | None = None
+        table: tuple[TableLayout, NDArray[np.float32]] | None = None
         progress = (0.0, math.nan, math.nan, 0.0)
         shared = []
         idle: tuple[str, ...] = ()
@@ -291,28 +337,26 @@ class _Decoder:
                 continue
             tag = value.tag
             if tag.startswith(schema.STATS):
-                layout = self._layout(tag, value)
-                table = layout, layout.arranged(_floats(value.tensor), wanted=self._samples)
+                table = self._table(tag, value)
             elif tag.startswith(schema.SITES):
                 layout = self._layout(tag, value)
-                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor))))
+                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
-                found = self._described(tag, value).statistics(step, self._epoch, _floats(value.tensor))
+                found = self._described(tag, value).statistics(step, _floats(value.tensor))
                 entities += [found] if self._samples else []
             elif tag == schema.PROGRESS:
-                progress = _progress(value.tensor)
+                progress = parse_progress(value.tensor)
             elif tag == schema.IDLE:
-                idle = schema.parse_idle(json.loads(_text(value.tensor)))
+                idle = schema.parse_idle(json.loads(parse_text(value.tensor)))
             elif (parse := self._parser(tag)) is not None:
-                entities.append(parse(json.loads(_text(value.tensor))))
+                entities.append(parse(json.loads(parse_text(value.tensor))))
         if table is not None:
             epoch, accuracy, loss, examples = progress
-            self._epoch = int(epoch)
             entities.append(
                 SignalTable(
                     step=max(int(event.step), 0),
-                    epoch=self._epoch,
+                    epoch=int(epoch),
                     sites=table[0].sites,
                     values=table[1],
                     shared=tuple(shared),
@@ -324,6 +368,12 @@ class _Decoder:
             )
         return entities
 
+    def _table(self, tag: str, value: Any) -> tuple[TableLayout, NDArray[np.float32]]:
+        layout, values = self._layout(tag, value), _floats(value.tensor)
+        if values.shape != (len(layout.sites), len(layout.columns)):
+            raise SchemaError(_SHAPE)
+        return layout, layout.arranged(values, STATISTICS) if self._samples else _NOTHING
+
     def _parser(self, tag: str) -> Callable[[object], Entity] | None:
         if tag.startswith(schema.DIAGNOSIS):
             return schema.parse_diagnosis
@@ -331,16 +381,18 @@ class _Decoder:
             return schema.parse_skipped
         return self._parsers.get(tag)
 
-    def _layout(self, tag: str, value: Any) -> _Layout:
-        if tag not in self._layouts:
-            metadata = _description(value)
+    def _layout(self, tag: str, value: Any) -> TableLayout:
+        if tag not in self.layouts:
+            layout = _description(value)
+            columns, zeros = layout.texts("statistics"), layout.maybe_texts("zeros")
             if tag.startswith(schema.STATS):
-                specs = [schema.parse_spec(spec) for spec in metadata.items("layers")]
+                sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
+                specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
                 self._specs.update({spec.path: spec for spec in specs})
-                self._layouts[tag] = _Layout(metadata, STATISTICS, sites=True)
+                self.layouts[tag] = TableLayout(sites, "", columns, zeros)
             else:
-                self._layouts[tag] = _Layout(metadata, SITE_STATISTICS, sites=False)
-        return self._layouts[tag]
+                self.layouts[tag] = TableLayout((), layout.text("layer"), columns, zeros)
+        return self.layouts[tag]
 
     def _described(self, tag: str, value: Any) -> _Channels:
         if tag not in self._channels:
@@ -369,7 +421,8 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
     return values
 
 
-def _progress(tensor: Any) -> tuple[float, float, float, float]:
+def parse_progress(tensor: Any) -> tuple[float, float, float, float]:
+    """Return epoch, accuracy, loss and examples."""
     if tensor.dtype != DT_DOUBLE or len(tensor.tensor_content) != 32:  # noqa: PLR2004
         msg = "progress is no four numbers of float64"
         raise SchemaError(msg)
@@ -380,15 +433,19 @@ def _progress(tensor: Any) -> tuple[float, float, float, float]:
     return epoch, accuracy, loss, examples
 
 
-def _text(tensor: Any) -> bytes:
+def parse_text(tensor: Any) -> bytes:
+    """Return the text that a tensor is."""
     if tensor.dtype != DT_STRING or len(tensor.string_val) != 1:
         msg = "an entry is no text"
         raise SchemaError(msg)
     return bytes(tensor.string_val[0])
 
 
-def _fold(directory: Path, files: list[_File], *, samples: bool = True) -> RunRecord:
-    """Return the run as it stands after all its files, later ones overruling earlier ones."""
+def fold(directory: Path, files: list[File], sample: type = SignalTable) -> RunRecord:
+    """Return the run as it stands after all its files, later ones overruling earlier ones.
+
+    What these hold of a sample is of the type ``sample``.
+    """
     files = sorted(files, key=lambda file: (file.first, file.path.name))
     run = _Run()
     for place, file in enumerate(files):
@@ -401,7 +458,9 @@ def _fold(directory: Path, files: list[_File], *, samples: bool = True) -> RunRe
         for entry in file.entries:
             run.take(entry.entity)
     name = directory.parent if directory.name == SUBDIRECTORY else directory
-    tables = _by_step(_of(files, SignalTable))
+    tables = _by_step(_of(files, sample))
+    channels = _of(files, ChannelStatistics)
+    epochs = {table.step: table.epoch for table in tables} if channels else {}
     evaluations = _by_step(_of(files, EvaluationRecord))
     last = max((entry.step for file in files for entry in file.entries), default=0)
     sites = tables[-1].sites if tables else ()
@@ -427,8 +486,8 @@ def _fold(directory: Path, files: list[_File], *, samples: bool = True) -> RunRe
         attachment=attachment,
         structure=run.structure,
         specs=specs,
-        tables=tables if samples else (),
-        channels=_by_step(_of(files, ChannelStatistics)) if samples else (),
+        tables=tables,
+        channels=tuple(replace(channels, epoch=epochs.get(channels.step, 0)) for channels in _by_step(channels)),
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
@@ -445,7 +504,7 @@ def _before(entries: list[_Entry], step: int, wall_time: float) -> list[_Entry]:
     return [entry for entry in entries if entry.step < step or entry.wall_time > wall_time]
 
 
-def _of(files: list[_File], kind: type[T]) -> list[T]:
+def _of(files: list[File], kind: type[T]) -> list[T]:
     return [entry.entity for file in files for entry in file.entries if isinstance(entry.entity, kind)]
 
 

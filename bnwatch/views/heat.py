@@ -1,0 +1,105 @@
+"""The layer x step picture of one statistic, folded sample by sample into a bounded number of columns."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnwatch.sinks.tensorboard.follow import alike, read_rows
+from bnwatch.views.statistics import judged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from bnwatch.records import CallSite
+    from bnwatch.sinks.tensorboard.follow import Sample
+    from bnwatch.views.concern import Concern
+
+COLUMNS = 400
+"""Columns at most."""
+
+_CELLS = 2_000_000
+"""Cells at most, 8 bytes each: a network of so many call sites gets fewer columns."""
+
+_CHUNK = 4_000_000
+"""Bytes read at a time."""
+
+
+class Heat:
+    """Keeps of each call site and column the value that is the farthest from healthy."""
+
+    def __init__(self, statistic: str, sites: Sequence[CallSite]) -> None:
+        """Begin with nothing folded."""
+        self.sites = list(sites)
+        self._statistic = statistic
+        self._rows = {site: row for row, site in enumerate(sites)}
+        self._columns = max(min(COLUMNS, _CELLS // max(len(sites), 1)) // 2 * 2, 2)
+        self._values = np.full((len(sites), self._columns), np.nan, np.float32)
+        self._distance = np.full((len(sites), self._columns), -np.inf, np.float32)
+        self._width = 1
+        self._folded = 0
+        self._last: Sample | None = None
+        self._layout: object = None
+
+    def follows(self, samples: Sequence[Sample]) -> bool:
+        """Return whether what was folded is still the beginning of these samples."""
+        return self._folded == 0 or (self._folded <= len(samples) and samples[self._folded - 1] is self._last)
+
+    def fold(self, samples: Sequence[Sample], concern: Callable[[Sample], Concern], seconds: float) -> float:
+        """Fold samples for so long, and return which share of them has been.
+
+        Raises:
+            GoneError: one is not there any more.
+        """
+        end = time.monotonic() + seconds
+        while self._folded < len(samples):
+            self._chunk(samples, concern)
+            if time.monotonic() >= end:
+                break
+        return self._folded / len(samples) if samples else 1.0
+
+    def _chunk(self, samples: Sequence[Sample], concern: Callable[[Sample], Concern]) -> None:
+        """Fold the next few samples of one column."""
+        while self._folded >= self._columns * self._width:
+            self._halve()
+        first, column = self._folded, self._folded // self._width
+        size = 4 * len(samples[first].sites) * len(samples[first].layout.columns)
+        stop = min((column + 1) * self._width, first + max(_CHUNK // max(size, 1), 1))
+        part = next(alike(samples[first:stop]))
+        some = samples[first : first + part.stop]
+        sites = some[0].sites
+        values, distance = judged(self._statistic, read_rows(some, 0, len(sites)), concern(some[0]))
+        farthest = distance.argmax(axis=0)
+        every = np.arange(len(sites))
+        rows = self._rows_of(some[0])
+        found, far = values[farthest, every], distance[farthest, every]
+        better = far > self._distance[rows, column]
+        self._values[rows[better], column], self._distance[rows[better], column] = found[better], far[better]
+        self._folded += len(some)
+        self._last = some[-1]
+
+    def _rows_of(self, sample: Sample) -> NDArray[np.intp]:
+        layout = sample.layout
+        if self._layout is not layout:
+            self._layout = layout
+            self._places = np.array([self._rows[site] for site in layout.sites], np.intp)
+        return self._places
+
+    def _halve(self) -> None:
+        """Make one column of two."""
+        half = self._columns // 2
+        second = self._distance[:, 1::2] > self._distance[:, ::2]
+        for array, empty in ((self._values, np.nan), (self._distance, -np.inf)):
+            array[:, :half] = np.where(second, array[:, 1::2], array[:, ::2])
+            array[:, half:] = empty
+        self._width *= 2
+
+    def columns_so_far(self, samples: Sequence[Sample]) -> tuple[list[int], NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the first step of each column, the values, shape ``(sites, columns)``, and which of them are known."""
+        used = -(-self._folded // self._width)
+        steps = [samples[number * self._width].step for number in range(used)]
+        return steps, self._values[:, :used], self._distance[:, :used] > -np.inf
