@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import struct
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PROGRESS = struct.Struct("<4d")
 _NOTHING = np.zeros((0, len(STATISTICS)), np.float32)
 
 
@@ -414,19 +416,21 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
     if tensor.dtype != DT_FLOAT or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004
         msg = "a table is no matrix of float32"
         raise SchemaError(msg)
-    if 4 * shape[0] * shape[1] != len(tensor.tensor_content):
+    content = tensor.tensor_content  # each look at it is a copy
+    if 4 * shape[0] * shape[1] != len(content):
         msg = "a table is not as large as it says"
         raise SchemaError(msg)
-    values: NDArray[np.float32] = np.frombuffer(tensor.tensor_content, "<f4").reshape(shape)
+    values: NDArray[np.float32] = np.frombuffer(content, "<f4").reshape(shape)
     return values
 
 
 def parse_progress(tensor: Any) -> tuple[float, float, float, float]:
     """Return epoch, accuracy, loss and examples."""
-    if tensor.dtype != DT_DOUBLE or len(tensor.tensor_content) != 32:  # noqa: PLR2004
+    content = tensor.tensor_content
+    if tensor.dtype != DT_DOUBLE or len(content) != _PROGRESS.size:
         msg = "progress is no four numbers of float64"
         raise SchemaError(msg)
-    epoch, accuracy, loss, examples = np.frombuffer(tensor.tensor_content, "<f8").tolist()
+    epoch, accuracy, loss, examples = _PROGRESS.unpack(content)
     if not (0 <= epoch < 1 << 53 and 0 <= examples < 1 << 53):
         msg = "progress is out of range"
         raise SchemaError(msg)
