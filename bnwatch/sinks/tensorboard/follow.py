@@ -283,7 +283,8 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
                     raise GoneError(str(sample.step))
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.arranged(raw.reshape(len(samples) * (stop - first), width)).reshape(len(samples), -1, len(STATISTICS))
+    rows = layout.arranged(raw.reshape(len(samples) * (stop - first), width), STATISTICS)
+    return rows.reshape(len(samples), -1, len(STATISTICS))
 
 
 def alike(samples: Sequence[Sample]) -> Iterator[slice]:
