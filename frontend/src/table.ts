@@ -41,7 +41,7 @@ const SPARE = 12;
 /** Sorting as the network has it. */
 export const ORDER = "order";
 /** What is shown first; the others are a tick away. */
-const FIRST = ["batch_mean", "running_mean", "batch_std", "running_std", "mean_shift", "std_ratio", "effective_samples", "count", "updates"];
+const FIRST = ["mean_shift", "std_ratio", "batch_mean", "running_mean", "batch_std", "running_std"];
 const COMPARED = ["mean_shift", "std_ratio"];
 
 export class LayerTable {
@@ -152,6 +152,15 @@ export class LayerTable {
         matters: true,
         ...own,
       });
+      if (!several) {
+        columns.push({
+          key: "why",
+          title: "Because",
+          help: "the number that is farthest off",
+          value: (row) => of(row)?.why ?? "",
+          text: (row) => shorten(of(row)?.why ?? "", 120),
+        });
+      }
       for (const name of names) {
         if (!wanted.has(name)) continue;
         const place = part.layers.statistics.indexOf(name);
@@ -163,15 +172,6 @@ export class LayerTable {
           value: (row) => num(of(row)?.values[place]),
           text: (row) => number(of(row)?.values[place]),
           ...own,
-        });
-      }
-      if (!several) {
-        columns.push({
-          key: "why",
-          title: "Because",
-          help: "the number that is farthest off",
-          value: (row) => of(row)?.why ?? "",
-          text: (row) => shorten(of(row)?.why ?? "", 120),
         });
       }
     });
@@ -187,7 +187,7 @@ export class LayerTable {
     );
     const cell = (key: string, title: string, help: string, color?: string): HTMLElement => {
       const button = h("button", { type: "button", title: help, "data-key": `sort ${key}`, onclick: () => this.sortBy(key) }, title, h("span", { class: "arrow", "aria-hidden": "true" }));
-      const made = h("th", { scope: "col", "data-sort": key }, button);
+      const made = h("th", { scope: "col", "data-sort": key, class: key === "why" ? "why" : null }, button);
       if (color) made.style.borderTopColor = `var(--${color})`;
       return made;
     };
@@ -199,7 +199,7 @@ export class LayerTable {
         ...columns.map((column) => cell(column.key, column.title, column.help, column.color)),
       ),
     );
-    const width = 260 + columns.reduce((sum, column) => sum + (column.key === "why" ? 240 : 100), 0);
+    const width = 260 + columns.reduce((sum, column) => sum + (column.key === "why" ? 250 : 100), 0);
     this.table.style.minWidth = `${width}px`;
   }
 
