@@ -107,6 +107,18 @@ class Diagnosis:
         """Return ``rule subject``, which identifies the diagnosis within a run."""
         return f"{self.rule} {self.subject}"
 
+    def __str__(self) -> str:
+        """Return the diagnosis as a terminal shows it, without colours."""
+        from bnwatch import render
+
+        return render.diagnosis_text(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from bnwatch import render
+
+        return render.diagnosis_html(self)
+
 
 LOOKS_AGAIN = ""
 """Reason of a `Skipped` in a record that takes back the one before: the rule can look again."""
@@ -125,9 +137,11 @@ class Skipped:
     needs: Literal["cells", "attribution", "look", "gradients"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """What is known about a run: the last state of every diagnosis, and what could not be looked at.
+
+    Shows itself: as text where Python prints it, as HTML in a notebook.
 
     Attributes:
         run: directory of the run, or a name.
@@ -150,6 +164,18 @@ class Report:
     steps: int = 0
     evaluations: int = 0
     complete: bool = True
+
+    def __repr__(self) -> str:
+        """Return the report as text, without colours."""
+        from bnwatch import render
+
+        return render.report_text(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from bnwatch import render
+
+        return render.report_html(self)
 
 
 class BatchNormWarning(UserWarning):

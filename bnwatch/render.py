@@ -1,4 +1,4 @@
-"""Diagnoses and reports as terminal text, Markdown and JSON.
+"""Diagnoses and reports as terminal text, Markdown, HTML and JSON.
 
 Whatever comes from outside (layer names, messages that hold them, records) is made harmless here and nowhere else:
 control characters and what reorders text become visible escapes, HTML and Markdown are escaped, and JSON stays JSON.
@@ -246,25 +246,25 @@ def diagnosis_text(
 ) -> str:
     """Return a diagnosis as a compiler would print it; ``consequences`` are (depth, diagnosis), depth from 1."""
     paint = _Paint(color)
-    lines = _wrapped(f"{_label(diagnosis)}: ", diagnosis.message, width, "  ")
+    lines = wrapped(f"{_label(diagnosis)}: ", diagnosis.message, width, "  ")
     label = _label(diagnosis)
     lines[0] = paint(label, _COLORS[str(diagnosis.severity)]) + paint(lines[0][len(label) :], "1")
-    lines += _wrapped("  --> ", _where(diagnosis), width, "      ")
+    lines += wrapped("  --> ", _where(diagnosis), width, "      ")
     for cause in diagnosis.causes:
-        lines += _wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
-    blocks = [*map(_table, diagnosis.tables), _pairs(diagnosis.evidence)]
+        lines += wrapped("  cause: ", cause.replace(" ", " at ", 1), width, "         ")
+    blocks = [*map(table_text, diagnosis.tables), _pairs(diagnosis.evidence)]
     lines += "\n\n".join("\n".join(f"      {line}" for line in block) for block in blocks if block).splitlines()
     for kind, texts in (("note", diagnosis.notes), ("help", diagnosis.helps)):
         for text in texts:
-            lines += _wrapped(f"  {kind}: ", text, width, " " * (len(kind) + 4))
+            lines += wrapped(f"  {kind}: ", text, width, " " * (len(kind) + 4))
     for depth, consequence in consequences:
         lead = "  " * depth + "consequence: "
         text = f"{_label(consequence)}: {consequence.message} ({_where(consequence)})"
-        lines += _wrapped(lead, text, width, " " * len(lead))
-        tables = ("\n".join(f"{' ' * len(lead)}{line}" for line in _table(table)) for table in consequence.tables)
+        lines += wrapped(lead, text, width, " " * len(lead))
+        tables = ("\n".join(f"{' ' * len(lead)}{line}" for line in table_text(table)) for table in consequence.tables)
         lines += "\n\n".join(tables).splitlines()
     if diagnosis.state == "allowed":
-        lines += _wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
+        lines += wrapped("  allowed: ", diagnosis.reason or "no reason given", width, "           ")
     more = f"more: bnwatch explain {shorten(diagnosis.rule, _LONG_SUBJECT)}"
     lines.append(f"  allow: {_allowance(diagnosis)}   {more}" if diagnosis.state == "active" else f"  {more}")
     return "\n".join(lines)
@@ -280,11 +280,11 @@ def report_text(report: Report, *, color: bool = False, width: int = WIDTH) -> s
     ]
     brief = [_brief(diagnosis) for diagnosis in report.diagnoses if diagnosis.state != "active"]
     if brief:
-        blocks.append("\n".join("\n".join(_wrapped("", line, width, "  ")) for line in brief))
+        blocks.append("\n".join("\n".join(wrapped("", line, width, "  ")) for line in brief))
     if report.skipped:
-        blocks.append("\n".join("\n".join(_wrapped("", line, width, "  ")) for line in _blind(report.skipped)))
+        blocks.append("\n".join("\n".join(wrapped("", line, width, "  ")) for line in _blind(report.skipped)))
     verdict = count(len(headlines), "diagnosis", "diagnoses") if headlines else "no diagnosis"
-    lines = _wrapped(f"{verdict}: ", _watched(report), width, "  ")
+    lines = wrapped(f"{verdict}: ", _watched(report), width, "  ")
     lines[0] = paint(verdict, "1") + lines[0][len(verdict) :]
     blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -339,7 +339,8 @@ def _allowance(diagnosis: Diagnosis) -> str:
     return f'{{{clean(json.dumps(key, ensure_ascii=False))}: "why"}}'
 
 
-def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
+def wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
+    """Return harmless text in lines of at most ``width``, the first after ``lead``, the others after ``indent``."""
     return textwrap.wrap(
         shorten(text),
         max(width, 40),
@@ -350,10 +351,9 @@ def _wrapped(lead: str, text: str, width: int, indent: str) -> list[str]:
     ) or [lead.rstrip()]
 
 
-def _table(table: Table) -> list[str]:
-    """Return aligned lines; a column of numbers is right-aligned."""
-    columns = [_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)]
-    rows = list(zip(*columns, strict=False))
+def table_text(table: Table) -> list[str]:
+    """Return a table as aligned lines; a column of numbers is right-aligned."""
+    rows = _rows(table)
     cells = [[shorten(cell, _LONG_SUBJECT) for cell in row] for row in ([*table.columns], *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=False)]
     right = [bool(table.rows) and not any(isinstance(row[n], str) for row in table.rows) for n in range(len(widths))]
@@ -365,6 +365,11 @@ def _table(table: Table) -> list[str]:
         for row in cells
     ]
     return lines + ([f"and {len(table.rows) - _ROWS:,} more"] if len(table.rows) > _ROWS else [])
+
+
+def _rows(table: Table) -> list[tuple[str, ...]]:
+    """Return the first rows as text."""
+    return list(zip(*(_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)), strict=False))
 
 
 def _column(cells: Sequence[str | float]) -> list[str]:
@@ -401,9 +406,7 @@ def diagnosis_markdown(
         f"{markdown_text(diagnosis.message)}",
         f"at {_markdown_where(diagnosis)}",
     ]
-    for table in diagnosis.tables:
-        columns = [_column(cells) for cells in zip(*table.rows[:_ROWS], strict=False)]
-        blocks.append(_markdown_table(table.columns, list(zip(*columns, strict=True))))
+    blocks += map(table_markdown, diagnosis.tables)
     if diagnosis.evidence:
         pairs = [[_spoken(name), quantity(measured)] for name, measured in diagnosis.evidence.items()]
         blocks.append(_markdown_table(("measured", "value"), pairs))
@@ -435,6 +438,11 @@ def report_markdown(report: Report, *, level: int = 2) -> str:
     return "\n\n".join(blocks)
 
 
+def table_markdown(table: Table) -> str:
+    """Return a table in Markdown, its first rows where there are many."""
+    return _markdown_table(table.columns, _rows(table))
+
+
 def _markdown_where(diagnosis: Diagnosis) -> str:
     subject = shorten(diagnosis.subject, _LONG_WORD)
     return f"{_markdown_code(subject)}{_where(diagnosis)[len(subject) :]}"
@@ -445,3 +453,65 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
         return f"| {' | '.join(markdown_text(cell) for cell in cells)} |"
 
     return "\n".join([line(columns), f"|{' --- |' * len(columns)}", *map(line, rows)])
+
+
+# --- HTML --------------------------------------------------------------------------------------------------------
+
+# Colours and fonts are those of the page around it, light or dark; only the labels bring their own, which are
+# readable on either. Styles stand at the elements, since notebooks and mail programs drop style sheets.
+_BADGE = {"error": "#b3261e", "warning": "#8a5300", "info": "#1b5e8a"}
+_LINE = "1px solid rgba(128,128,128,.45)"
+_CELL = "padding:.1em .8em .1em 0;text-align:left;border:0;background:none;font-variant-numeric:tabular-nums"
+
+
+def diagnosis_html(diagnosis: Diagnosis, *, consequences: Iterable[tuple[int, Diagnosis]] = ()) -> str:
+    """Return a diagnosis as an HTML element without script or style sheet, for light and dark pages."""
+    badge = f"background:{_BADGE[str(diagnosis.severity)]};color:#fff;padding:.1em .5em;border-radius:.3em"
+    blocks = [
+        f'<div style="font-weight:600"><span style="{badge}">{_html(_label(diagnosis))}</span> '
+        f"{_html_text(diagnosis.message)}</div>",
+        f'<div style="opacity:.8">{_html(_where(diagnosis))}</div>',
+        *(_html_table([table.columns, *_rows(table)]) for table in diagnosis.tables),
+    ]
+    if diagnosis.evidence:
+        pairs = [(_spoken(name), quantity(measured)) for name, measured in diagnosis.evidence.items()]
+        blocks.append(_html_table(pairs, heads=0))
+    items = [("note", note) for note in diagnosis.notes] + [("help", text) for text in diagnosis.helps]
+    items += [("consequence", f"{_label(c)}: {c.message} ({_where(c)})") for _, c in consequences]
+    items += [("allowed", diagnosis.reason or "no reason given")] * (diagnosis.state == "allowed")
+    items.append(("more", f"`bnwatch explain {diagnosis.rule}`"))
+    lines = "".join(f"<div><b>{kind}:</b> {_html_text(text)}</div>" for kind, text in items)
+    style = f"border-left:3px solid {_BADGE[str(diagnosis.severity)]};padding:.2em 0 .2em .8em;margin:.8em 0"
+    return f'<div style="{style}">{"".join(blocks)}{lines}</div>'
+
+
+def report_html(report: Report) -> str:
+    """Return a report as an HTML element without script or style sheet, for light and dark pages."""
+    headlines = _headlines(report)
+    verdict = count(len(headlines), "diagnosis", "diagnoses") if headlines else "no diagnosis"
+    blocks = [f"<div><b>bnwatch: {verdict}</b> in {_html_text(f'`{report.run}`')}: {_html(_watched(report))}</div>"]
+    blocks += [diagnosis_html(h.diagnosis, consequences=h.below()) for h in headlines]
+    brief = [_brief(d) for d in report.diagnoses if d.state != "active"] + _blind(report.skipped)
+    blocks += [f'<div style="opacity:.8">{_html_text(line)}</div>' for line in brief]
+    return f'<div style="line-height:1.45;overflow-x:auto">{"".join(blocks)}</div>'
+
+
+def _html(text: str) -> str:
+    return escape(shorten(text))
+
+
+def _html_text(text: str) -> str:
+    """Return escaped text in which what stands in backticks is code."""
+    parts = shorten(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(shorten(text))
+    return "".join(f"<code>{escape(part)}</code>" if n % 2 else escape(part) for n, part in enumerate(parts))
+
+
+def _html_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
+    lines = []
+    for place, row in enumerate(rows):
+        tag, style = ("th", f"{_CELL};border-bottom:{_LINE}") if place < heads else ("td", _CELL)
+        cells = "".join(f'<{tag} style="{style}">{escape(shorten(cell, _LONG_SUBJECT))}</{tag}>' for cell in row)
+        lines.append(f'<tr style="background:none">{cells}</tr>')
+    return f'<table style="border-collapse:collapse;margin:.4em 0;font:inherit;color:inherit">{"".join(lines)}</table>'

@@ -12,6 +12,7 @@ import pytest
 
 import bnwatch
 from bnwatch import cli
+from bnwatch.cli import report
 from bnwatch.rules import CATALOGUE
 from bnwatch.sinks.tensorboard import TensorBoardSink
 from tests import samples
@@ -187,7 +188,6 @@ def test_a_path_that_steers_a_terminal(capsys):
     ("arguments", "sentence"),
     [
         ((), "bnwatch: error: the following arguments are required: COMMAND"),
-        (("report",), "bnwatch report: error: the following arguments are required: DIR"),
         (("explain",), "bnwatch explain: error: the following arguments are required: ID"),
         (("rules", "--all"), "bnwatch: error: unrecognized arguments: --all"),
     ],
@@ -216,7 +216,7 @@ def test_an_interrupt_ends_it_quietly(capsys, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     record(tmp_path)
-    monkeypatch.setitem(cli._SHOW, "text", interrupted)
+    monkeypatch.setitem(report._FORMATS, "text", interrupted)
     assert run(capsys, "report", tmp_path) == (130, "", "")
 
 

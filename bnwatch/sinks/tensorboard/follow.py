@@ -200,7 +200,7 @@ class _Followed:
         file.seek(span.offset)
         skimmed = self._skimmer(file.read(_HEAD), span.length)
         layout = None if skimmed is None else self._decoder.layouts.get(skimmed.tag)
-        if skimmed is None or layout is None or skimmed.shape != (len(layout.sites), len(layout.columns)):
+        if skimmed is None or layout is None or skimmed.shape != (len(layout.sites), layout.width):
             return False
         file.seek(span.offset + skimmed.rest)
         try:
@@ -272,7 +272,7 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
         GoneError: one is not there any more.
     """
     layout, source = samples[0].layout, samples[0].source
-    width = len(layout.columns)
+    width = layout.width
     raw = np.empty((len(samples), stop - first, width), "<f4")
     view, size = memoryview(raw.data).cast("B"), 4 * (stop - first) * width
     with source.open() as file:
@@ -283,7 +283,7 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
                     raise GoneError(str(sample.step))
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.arranged(raw.reshape(-1, width), STATISTICS).reshape(len(samples), -1, len(STATISTICS))
+    return layout.arranged(raw.reshape(len(samples) * (stop - first), width)).reshape(len(samples), -1, len(STATISTICS))
 
 
 def alike(samples: Sequence[Sample]) -> Iterator[slice]:

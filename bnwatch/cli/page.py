@@ -1,0 +1,229 @@
+"""``bnwatch report --format html``: one file with the pictures of the TensorBoard tab, for a ticket or a mail.
+
+The page is the one of the tab. What it would ask a server for stands in the file as JSON, by the address it asks. The
+file is of bearable size: what matters most comes first, and what is left out is said.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html import escape
+from importlib import resources
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import bnwatch
+from bnwatch import render
+from bnwatch.cli.terminal import MisuseError, complain
+from bnwatch.rules import CATALOGUE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from bnwatch.cli.report import Shown
+    from bnwatch.diagnosis import Report
+    from bnwatch.views import RunViews
+
+    Candidate = tuple[str, str, dict[str, str | int]]
+
+BUDGET = 4_500_000
+"""Bytes of answers in a file, all runs together."""
+
+_FIRST, _EARLIER = 8, 12
+"""Layers whose pictures come first, at least; earlier samples whose table of layers is in the file."""
+
+_MAPS = 3
+"""Heatmaps that come before the other layers."""
+
+_UNQUOTED = "!~*'()"
+
+_HEAD = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }}
+body {{ margin: 0; }}
+main#bnwatch {{ min-height: 0; }}
+noscript, footer {{ display: block; max-width: 60rem; padding: 1rem; }}
+</style>
+</head>
+"""
+
+
+def html(shown: Shown) -> str:
+    """Return the file.
+
+    Raises:
+        MisuseError: the page is not part of this installation.
+    """
+    script = _script()
+    answers, left_out = selection(shown)
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{_digest(script)}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    remarks = [f"Written by bnwatch {bnwatch.__version__} from {render.shorten(shown.top)}.", *left_out]
+    for remark in left_out:
+        complain(remark, "note")
+    plain = "<hr>\n".join(render.report_html(run.report) for run in shown.runs)
+    return "".join(
+        (
+            _HEAD.format(policy=escape(policy), title=escape(f"bnwatch: {render.shorten(shown.top)}")),
+            '<body>\n<main id="bnwatch"></main>\n',
+            f"<noscript>\n{plain}\n</noscript>\n",
+            f"<footer>{escape(' '.join(remarks))}</footer>\n",
+            f'<script type="application/json" id="bnwatch-answers">{embedded(answers)}</script>\n',
+            f'<script type="module">{script}</script>\n</body>\n</html>',
+        )
+    )
+
+
+def embedded(data: object) -> str:
+    r"""Return JSON that ends no script element and opens no comment in it: ``<`` becomes ``\u003c``."""
+    return render.dumps(data).replace("<", "\\u003c")
+
+
+def address(route: str, **parameters: str | int) -> str:
+    """Return what the page asks for: the parameters by name, percent-encoded as JavaScript's encodeURIComponent."""
+    # a name is no text where a surrogate has no partner: JavaScript, too, puts U+FFFD there
+    texts = {name: re.sub("[\ud800-\udfff]", "\ufffd", str(value)) for name, value in sorted(parameters.items())}
+    query = "&".join(f"{name}={quote(text, safe=_UNQUOTED)}" for name, text in texts.items())
+    return f"{route}?{query}" if query else route
+
+
+def _script() -> str:
+    try:
+        bundle = (resources.files("bnwatch.dashboard") / "static" / "index.js").read_text(encoding="utf-8")
+    except (OSError, ModuleNotFoundError):
+        msg = "the page is not part of this installation; --format markdown or text needs none"
+        raise MisuseError(msg) from None
+    # a module that stands in the page is asked by nobody: it is told to begin
+    bundle += "\nrender();\n"
+    return bundle.replace("\r", "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+# --- what is in the file ------------------------------------------------------------------------------------------
+
+
+def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[str]]:
+    """Return the answers by address, and what was left out in sentences.
+
+    In turn for every run: the table of layers, the pictures of the layers that diagnoses are about and that matter
+    most, the first heatmaps, tables of earlier samples, the other layers, and the other heatmaps.
+    """
+    from bnwatch.views import RunViews
+
+    top = Path(shown.top)
+    views = RunViews(top.parent if top.is_file() else top)
+    views.refresh()
+    reports = {run.directory.resolve(): run.report for run in shown.runs}
+    names = [name for name in views.names() if views[name].directory.resolve() in reports]
+    runs = views.runs()
+    answers: dict[str, Any] = {"runs": {**runs, "runs": [run for run in runs["runs"] if run["run"] in names]}}
+    overviews = {}
+    for entry in answers["runs"]["runs"]:
+        name = entry["run"]
+        report = reports[views[name].directory.resolve()]
+        overviews[name] = answers[address("run", run=name)] = _judged(views[name].overview(), report)
+        active = [d for d in report.diagnoses if d.state == "active"]
+        entry["severity"] = str(max(d.severity for d in active)) if active else None
+        entry["headline"] = active[0].message if active else None
+    found = {d["rule"] for overview in overviews.values() for d in overview["report"]["diagnoses"]}
+    for rule in sorted(found & {rule.id for rule in CATALOGUE}):
+        answers[address("rule", rule=rule)] = views.answer("rule", {"rule": rule})
+    left = budget - sum(map(_size, answers.values()))
+    missing: dict[str, int] = {}
+    full: set[tuple[str, str | int]] = set()
+    queues = [_candidates(views, name, overviews[name]) for name in names]
+    for what, route, parameters in (one for turn in zip_longest(*queues) for one in turn if one is not None):
+        # of a kind all are of about the same size: where one was too large, the others need not be computed
+        kind = what, parameters["run"]
+        answer = None if kind in full else _answer(views, route, parameters)
+        if answer is None or (size := _size(answer)) > left:
+            full.add(kind)
+            missing[what] = missing.get(what, 0) + 1
+            continue
+        answers[address(route, **parameters)] = answer
+        left -= size
+    _offer_what_is_there(answers, names)
+    if not missing:
+        return answers, []
+    listed = ", ".join(f"{what} ({count:,})" for what, count in missing.items())
+    return answers, [f"To stay small this file leaves out: {listed}. TensorBoard shows everything."]
+
+
+def _offer_what_is_there(answers: dict[str, Any], names: list[str]) -> None:
+    """Let the table of layers name no other samples than those whose table is in the file."""
+    for name in names:
+        latest = answers.get(address("layers", run=name))
+        if latest is not None:
+            earlier = [step for step in latest["steps"][:-1] if address("layers", run=name, step=step) in answers]
+            latest["steps"] = [*earlier, *latest["steps"][-1:]]
+
+
+def _judged(overview: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Return an overview with the diagnoses to be shown, which may be those of a replay or against a baseline."""
+    active: dict[str, list[str]] = {}
+    for diagnosis in report.diagnoses:
+        if diagnosis.state == "active":
+            active.setdefault(diagnosis.subject, []).append(diagnosis.key)
+    layers = [{**layer, "diagnoses": active.get(layer["layer"], [])} for layer in overview["layers"]]
+    return {**overview, "report": render.report_json(report), "layers": layers}
+
+
+def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iterator[Candidate]:
+    """Yield what can be in the file, the most wanted first: what it is, and what the page asks for."""
+    table = views[name].layers()
+    yield "tables of layers", "layers", {"run": name}
+    matters: dict[str, float] = {}
+    for row in table["rows"]:
+        matters[row["layer"]] = max(matters.get(row["layer"], 0.0), float(row["matters"]))
+    accused = {layer["layer"]: bool(layer["diagnoses"]) for layer in overview["layers"]}
+    # a diagnosis counts for more than any number
+    layers = sorted(accused, key=lambda layer: (not accused[layer], -matters.get(layer, 0.0)))
+    first = max(sum(accused.values()), _FIRST)
+    for layer in layers[:first]:
+        yield from _pictures(name, overview, layer)
+    maps = [{"run": name, "statistic": statistic["name"]} for statistic in overview["statistics"]]
+    for parameters in maps[:_MAPS]:
+        yield "heatmaps", "heatmap", parameters
+    steps = table["steps"]
+    for step in steps[: -1 : max(len(steps) // _EARLIER, 1)]:
+        yield "tables of earlier samples", "layers", {"run": name, "step": step}
+    for layer in layers[first:]:
+        yield from _pictures(name, overview, layer)
+    for parameters in maps[_MAPS:]:
+        yield "heatmaps", "heatmap", parameters
+
+
+def _pictures(name: str, overview: Mapping[str, Any], layer: str) -> Iterator[Candidate]:
+    yield "layers over the steps", "series", {"run": name, "layer": layer}
+    yield "layers by channel", "channels", {"run": name, "layer": layer}
+    for step in overview["channels"].get(layer, []):
+        yield "layers by channel at earlier samples", "channels", {"run": name, "layer": layer, "step": step}
+
+
+def _answer(views: RunViews, route: str, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+    asked = {name: str(value) for name, value in parameters.items()}
+    # a heatmap goes on where the answer before had no more time
+    while (answer := views.answer(route, asked)).get("complete", 1.0) < 1.0:
+        pass
+    return answer
+
+
+def _size(answer: object) -> int:
+    return len(embedded(answer))
