@@ -66,6 +66,10 @@ export class LayerTable {
   private selected = "";
   private active = 0;
   private drawn = "";
+  /** The rows that exist, by their place; what is above and below them is two rows of the right height. */
+  private readonly inDocument = new Map<number, HTMLElement>();
+  private readonly above = spacer();
+  private readonly below = spacer();
   private headed = "";
 
   constructor(
@@ -274,18 +278,29 @@ export class LayerTable {
     if (!anew && key === this.drawn) return;
     this.drawn = key;
     const focused = this.body.contains(document.activeElement);
-    const colors = scale("matters", 0, 2);
-    const rows: HTMLElement[] = [];
-    for (let at = first; at < last; at += 1) {
-      const row = this.shown[at];
-      if (row) rows.push(this.row(row, at, colors));
+    if (anew) {
+      this.inDocument.clear();
+      this.body.replaceChildren(this.above, this.below);
     }
-    const spacer = (height: number): HTMLElement => {
-      const made = h("tr", { class: "spacer", "aria-hidden": "true" }, h("td", { colspan: this.columns.length + 1 }));
-      made.style.height = `${height}px`;
-      return made;
-    };
-    this.body.replaceChildren(spacer(first * HEIGHT), ...rows, spacer((this.shown.length - last) * HEIGHT));
+    for (const [at, row] of this.inDocument) {
+      if (at >= first && at < last) continue;
+      row.remove();
+      this.inDocument.delete(at);
+    }
+    const colors = scale("matters", 0, 2);
+    let next: HTMLElement = this.below;
+    for (let at = last - 1; at >= first; at -= 1) {
+      const shown = this.shown[at];
+      let row = this.inDocument.get(at);
+      if (!row && shown) {
+        row = this.row(shown, at, colors);
+        this.inDocument.set(at, row);
+        this.body.insertBefore(row, next);
+      }
+      next = row ?? next;
+    }
+    this.above.style.height = `${first * HEIGHT}px`;
+    this.below.style.height = `${(this.shown.length - last) * HEIGHT}px`;
     if (focused) this.body.querySelector<HTMLElement>('button[tabindex="0"]')?.focus({ preventScroll: true });
   }
 
@@ -353,6 +368,10 @@ export class LayerTable {
     if (top < this.box.scrollTop) this.box.scrollTop = top;
     else if (top + HEIGHT > this.box.scrollTop + room) this.box.scrollTop = top + HEIGHT - room;
   }
+}
+
+function spacer(): HTMLElement {
+  return h("tr", { class: "spacer", "aria-hidden": "true" }, h("td", {}));
 }
 
 // Of a long path the end tells most.
