@@ -214,6 +214,7 @@ class _Followed:
             sample = self._sample(skimmed.step, values, layout, span, span.offset + skimmed.content)
         except (ValueError, RecursionError):
             return False
+        self._decoder.epoch = sample.epoch
         self._file.add(skimmed.step, skimmed.wall_time, [sample])
         return True
 
@@ -241,10 +242,13 @@ class _Followed:
         )
 
     def table(self, sample: Sample) -> SignalTable:
+        # one of its own: that of the file remembers what it read last
+        decoder = Decoder({})
+        decoder.layouts = self._decoder.layouts
         with self.open() as file:
             try:
                 event = read_event(file, sample.span)
-                tables = [] if event is None else [e for e in self._decoder.event(event) if isinstance(e, SignalTable)]
+                tables = [] if event is None else [e for e in decoder.event(event) if isinstance(e, SignalTable)]
             except (OSError, ValueError, RecursionError) as error:
                 raise GoneError(str(error)) from None
         if len(tables) != 1 or tables[0].step != sample.step:
@@ -273,13 +277,12 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
     """
     layout, source = samples[0].layout, samples[0].source
     width = layout.width
-    raw = np.empty((len(samples), stop - first, width), "<f4")
-    view, size = memoryview(raw.data).cast("B"), 4 * (stop - first) * width
+    raw = np.empty((len(samples), (stop - first) * width), "<f4")
     with source.open() as file:
         try:
-            for number, sample in enumerate(samples):
+            for row, sample in zip(raw, samples, strict=True):
                 file.seek(sample.content + 4 * first * width)
-                if size and file.readinto(view[number * size : (number + 1) * size]) != size:  # type: ignore[attr-defined]
+                if row.size and file.readinto(row) != row.nbytes:  # type: ignore[attr-defined]
                     raise GoneError(str(sample.step))
         except OSError as error:
             raise GoneError(str(error)) from None

@@ -273,7 +273,7 @@ class Decoder:
         self._specs = specs
         self.layouts: dict[str, TableLayout] = {}
         self._channels: dict[str, _Channels] = {}
-        self._epoch = 0
+        self.epoch = 0
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
             schema.STRUCTURE: schema.parse_structure,
@@ -310,7 +310,7 @@ class Decoder:
                 shared.append(SharedSites(layout.layer, layout.arranged(_table(value.tensor, layout.width))))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
-                entities.append(self._described(tag, value).statistics(step, self._epoch, _floats(value.tensor)))
+                entities.append(self._described(tag, value).statistics(step, self.epoch, _floats(value.tensor)))
             elif tag == schema.PROGRESS:
                 progress = parse_progress(value.tensor)
             elif tag == schema.IDLE:
@@ -319,11 +319,11 @@ class Decoder:
                 entities.append(parse(json.loads(parse_text(value.tensor))))
         if table is not None:
             epoch, accuracy, loss, examples = progress
-            self._epoch = int(epoch)
+            self.epoch = int(epoch)
             entities.append(
                 SignalTable(
                     step=max(int(event.step), 0),
-                    epoch=self._epoch,
+                    epoch=self.epoch,
                     sites=table[0].sites,
                     values=table[1],
                     shared=tuple(shared),
