@@ -57,7 +57,6 @@ def test_a_report_shows_what_it_holds_and_says_what_it_does_not(visit, logdir, t
     page.reload()
     expect(page.locator("#layer-title")).to_contain_text("l1")
     assert faults(page) == []
-    page.wait_for_timeout(4500)
     assert all(url.startswith("file:") for url in window.requests)
 
 
