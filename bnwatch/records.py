@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     Vector = NDArray[np.floating]
@@ -129,6 +130,51 @@ class StepSnapshot:
     loss: float | None = None
     examples: int = 0
     idle: tuple[str, ...] = ()
+
+
+CHANNEL_STATISTICS = ("batch_mean", "batch_std", "running_mean", "running_std")
+"""Rows of `ChannelStatistics` for each call site; both deviations are of biased variances, without epsilon."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """What one layer's channels are normalized with at one sampled step.
+
+    Attributes:
+        step: training steps finished.
+        epoch: epoch the step belongs to, from 0.
+        layer: path of the layer.
+        sites: its call sites, or the first of many.
+        channels: numbers of the channels that are kept, ascending.
+        of: channels in all.
+        values: float32, shape ``(len(sites) * 4, len(channels))``: the rows of a site are `CHANNEL_STATISTICS`.
+    """
+
+    step: int
+    epoch: int
+    layer: str
+    sites: tuple[CallSite, ...]
+    channels: tuple[int, ...]
+    of: int
+    values: NDArray[np.float32]
+
+    def __getitem__(self, statistic: str) -> NDArray[np.float32]:
+        """Return one of `CHANNEL_STATISTICS`, shape ``(len(sites), len(channels))``."""
+        rows: NDArray[np.float32] = self.values[CHANNEL_STATISTICS.index(statistic) :: len(CHANNEL_STATISTICS)]
+        return rows
+
+    def apart(self, epsilon: float) -> dict[str, NDArray[np.floating]]:
+        """Return how far batch and running statistics are apart, each of shape ``(len(sites), len(channels))``.
+
+        ``mean_shift`` is (batch - running mean) in running standard deviations, ``std_ratio`` is batch / running
+        standard deviation; ``epsilon`` of the layer is added to both variances, as normalization does.
+        """
+        with np.errstate(all="ignore"):
+            wide = [np.square(self[name].astype(np.float64)) + epsilon for name in ("batch_std", "running_std")]
+            return {
+                "mean_shift": (self["batch_mean"] - self["running_mean"]) / np.sqrt(wide[1]),
+                "std_ratio": np.sqrt(wide[0] / wide[1]),
+            }
 
 
 @dataclass(frozen=True, slots=True)

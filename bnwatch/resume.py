@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnwatch.channels import ChannelChoice
 from bnwatch.diagnosis import Severity
 from bnwatch.evidence import SPLITS, Cell, Cells
 from bnwatch.signals import Signals
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from bnwatch.diagnosis import Diagnosis, Skipped
+    from bnwatch.signals import SignalTable
     from bnwatch.sinks.tensorboard import RunRecord, TensorBoardSink
 
 FORMAT = 1
@@ -53,6 +55,7 @@ class Progress:
         next_cells: evaluations after which cells are due again.
         attributed_at: step of the cells that were attributed last; -1 without.
         told_of_range: the user was told of an accuracy that is none.
+        channels: which layers are recorded channel by channel, and which of their channels.
     """
 
     told: Mapping[str, Severity]
@@ -61,6 +64,7 @@ class Progress:
     next_cells: int
     attributed_at: int
     told_of_range: bool
+    channels: ChannelChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A memory, and where in the record it was left."""
+    """A memory, where in the record it was left, and every sample until then."""
 
     memory: Memory
     mark: Mark
     chosen: tuple[int, dict[str, str]]
+    tables: tuple[SignalTable, ...]
 
 
 def leave(record: TensorBoardSink, step: int, fingerprint: str, memory: Memory) -> None:
@@ -132,6 +137,7 @@ def leave(record: TensorBoardSink, step: int, fingerprint: str, memory: Memory) 
         "next_cells": memory.progress.next_cells,
         "attributed_at": memory.progress.attributed_at,
         "told_of_range": memory.progress.told_of_range,
+        "channels": memory.progress.channels.memory,
         "own": memory.own,
     }
     _write(record.directory / _DIRECTORY, step, tree)
@@ -151,7 +157,8 @@ def find(
         tree = _read(path)
         _check(path, tree, step, fingerprint)
         mark = Mark(str(tree["record"]["name"]), int(tree["record"]["size"]))
-        found = Found(_memory(read_as_of(directory, mark), tree), mark, _chosen(tree["record"]))
+        record = read_as_of(directory, mark)
+        found = Found(_memory(record, tree), mark, _chosen(tree["record"]), record.tables)
         take(found.memory.own)
     except FileNotFoundError:
         msg = f"there is no {str(path)!r}"
@@ -199,6 +206,7 @@ def _memory(record: RunRecord, tree: Any) -> Memory:
             next_cells=int(tree["next_cells"]),
             attributed_at=int(tree["attributed_at"]),
             told_of_range=bool(tree["told_of_range"]),
+            channels=ChannelChoice.recalled(tree.get("channels", {})),
         ),
         own=dict(tree["own"]),
     )

@@ -467,6 +467,13 @@ def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = Non
     return {name: float(values.max()) for name, values in finite.items() if values.size}
 
 
+def farthest(table: SignalTable, many: int) -> tuple[str, ...]:
+    """Return the paths of as many layers, the one farthest off first; one that is not finite is farther than any."""
+    distance = np.nan_to_num(np.maximum(*table.distances().values()), nan=np.inf, posinf=np.inf)
+    layers = dict.fromkeys(table.sites[n].layer for n in np.argsort(-distance, kind="stable"))
+    return tuple(layers)[:many]
+
+
 def share(accuracy: float | None) -> float | None:
     """Return an accuracy that lies in [0, 1], None for anything else."""
     return accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnwatch import evidence, render
+from bnwatch.channels import ChannelChoice
 from bnwatch.diagnosis import LOOKS_AGAIN, BatchNormError, BatchNormWarning, Report, Severity, Skipped
 from bnwatch.engine import Allowances, Engine
 from bnwatch.records import (
@@ -96,6 +97,7 @@ class Watch:
         self._on_diagnosis = on_diagnosis
         self._allow = Allowances(allow)
         self.signals = Signals()
+        self._channels = ChannelChoice()
         self._engine = Engine(self._allow)
         self._given = tuple(sinks)
         self._sinks: list[Sink] = [*sinks]
@@ -269,6 +271,7 @@ class Watch:
             next_cells=self._next_cells,
             attributed_at=self._attributed_at,
             told_of_range=self._told_of_range,
+            channels=self._channels,
         )
         engine = self._engine
         memory = resume.Memory(self.signals, engine.appeared, engine.skipped, engine.quiet, progress, own)
@@ -301,13 +304,14 @@ class Watch:
         self.signals = memory.signals
         self._engine.recall(memory.diagnoses, memory.skipped, memory.quiet)
         self._noted = {entry.rule: entry for entry in memory.skipped}
+        self._channels = progress.channels
         self._told = dict(progress.told)
         self._allow.unused -= progress.used
         self._cells_at, self._next_cells = progress.cells_at, progress.next_cells
         self._attributed_at, self._told_of_range = progress.attributed_at, progress.told_of_range
         self._start()
         if self._record is not None:
-            self._record.take_up(found.mark, step, self.signals.specs, found.chosen)
+            self._record.take_up(found.mark, step, self.signals.specs, found.chosen, found.tables)
         resume.forget_after(self.log_dir, step)
         return True
 
@@ -338,8 +342,13 @@ class Watch:
 
     def observe(self, snapshot: StepSnapshot) -> None:
         """Take a sampled step."""
-        self._write(self.signals.observe(snapshot))
+        table = self.signals.observe(snapshot)
+        self._write(table)
         self._judge()
+        active = sorted((d for d in self._engine.appeared if d.state == "active"), key=lambda d: -d.severity)
+        suspects = [d.subject for d in active if d.subject in self.signals.specs]
+        for channels in self._channels.take(snapshot, table, self.signals.samples, suspects):
+            self._write(channels)
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """Take an evaluation. What it brings up is told after `experiment`, which is to follow, has looked into it."""

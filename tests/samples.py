@@ -20,7 +20,7 @@ from bnwatch.evidence import (
     SiteCost,
     SiteShift,
 )
-from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec
+from bnwatch.records import CHANNEL_STATISTICS, Attachment, CallSite, ChannelStatistics, EvaluationRecord, LayerSpec
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 
 HOSTILE = 'x"\x1b[31m\u202e<img src=x onerror=alert(1)>`|*\n../../etc\x00\ud800'
@@ -54,6 +54,13 @@ def table(
     return SignalTable(
         step, epoch, rows, values, shared, accuracy=accuracy, loss=2.3, examples=64 * step, idle=(HOSTILE, "bn")
     )
+
+
+def channels(step: int = 100, layer: str = "bn", *, sites: int = 2, of: int = 6) -> ChannelStatistics:
+    values = np.random.default_rng(step).lognormal(size=(sites * len(CHANNEL_STATISTICS), (of + 1) // 2))
+    values[0, 0], values[-1, -1] = np.nan, np.inf
+    rows = tuple(CallSite(layer, index) for index in range(sites))
+    return ChannelStatistics(step, step // 100, layer, rows, tuple(range(0, of, 2)), of, values.astype(np.float32))
 
 
 def evaluation(step: int = 100) -> EvaluationRecord:

@@ -14,7 +14,8 @@ from bnwatch import Watch, resume, testing
 from bnwatch.diagnosis import Diagnosis, Skipped
 from bnwatch.records import Attachment, EvaluationRecord
 from bnwatch.sinks.memory import MemorySink
-from bnwatch.sinks.tensorboard import read_runs
+from bnwatch.sinks.tensorboard import read_runs, schema
+from bnwatch.sinks.tensorboard.events import read_events
 
 from .samples import HOSTILE
 
@@ -76,6 +77,9 @@ def test_two_halves_are_one_run(path, tmp_path):
     assert replace(one.report, run="") == replace(other.report, run="")
     assert [table.step for table in one.tables] == list(range(1, STEPS + 1))
     assert [c.step for c in one.cells] == [c.step for c in other.cells]
+    assert [told(c) for c in one.channels] == [told(c) for c in other.channels]
+    assert len(one.channels) > LEFT
+    assert last_heatmap(tmp_path / "b") == last_heatmap(tmp_path / "a")
     concluded = [[i for i in sink.items if isinstance(i, Diagnosis | Skipped)] for sink in (kept, everything)]
     assert concluded[0] == concluded[1][-len(concluded[0]) :]
     own = taken[0]
@@ -84,6 +88,19 @@ def test_two_halves_are_one_run(path, tmp_path):
     assert np.isnan(own["nan"])
     assert own[path] == [1, None, [2.5, "x"]]
     assert min(item.step for item in kept.items if hasattr(item, "step") and not hasattr(item, "rule")) == LEFT + 1
+
+
+def told(channels):
+    return replace(channels, values=None), channels.values.tobytes()
+
+
+def last_heatmap(log_dir):
+    found = None
+    for path in sorted((log_dir / "bnwatch").glob("*.bnwatch")):
+        for event in read_events(path):
+            for value in event.summary.value:
+                found = value.tensor.string_val[2] if value.tag == schema.HEATMAP else found
+    return found
 
 
 def plain(memory):

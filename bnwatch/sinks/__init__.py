@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from bnwatch.diagnosis import Diagnosis, Report, Skipped
     from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
-    from bnwatch.records import Attachment, EvaluationRecord, Structure
+    from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
     from bnwatch.signals import Replicas, SignalTable
 
     Measured: TypeAlias = Cells | Attribution | Composition | Entering | Look | Replicas
-    Seen: TypeAlias = Attachment | Structure | SignalTable | EvaluationRecord | Measured
+    Seen: TypeAlias = Attachment | Structure | SignalTable | ChannelStatistics | EvaluationRecord | Measured
     Item: TypeAlias = Seen | Diagnosis | Skipped
 
 

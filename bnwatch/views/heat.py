@@ -67,7 +67,7 @@ class Heat:
         while self._folded >= self._columns * self._width:
             self._halve()
         first, column = self._folded, self._folded // self._width
-        size = 4 * len(samples[first].sites) * len(samples[first].layout.columns)
+        size = 4 * len(samples[first].sites) * samples[first].layout.width
         stop = min((column + 1) * self._width, first + max(_CHUNK // max(size, 1), 1))
         part = next(alike(samples[first:stop]))
         some = samples[first : first + part.stop]

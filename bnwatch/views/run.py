@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy as np
 
 from bnwatch import render
 from bnwatch.engine import ordered
+from bnwatch.records import CHANNEL_STATISTICS
 from bnwatch.render import SCHEMA, json_number
 from bnwatch.signals import STATISTICS, Signals
 from bnwatch.sinks.tensorboard import schema
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bnwatch.records import CallSite
+    from bnwatch.records import CallSite, ChannelStatistics
     from bnwatch.signals import SignalTable
     from bnwatch.sinks.tensorboard import RecordedCells, RunRecord
     from bnwatch.sinks.tensorboard.follow import Sample
@@ -40,6 +42,11 @@ POINTS = 1000
 
 STEPS = 2000
 """Steps that can be chosen among at most."""
+
+_NO_CHANNELS = (
+    "the record holds no single channels of this layer: they are written of a few layers, those farthest off and those "
+    "that a diagnosis is about"
+)
 
 _CELLS = 32
 _HEATS = 4
@@ -162,7 +169,7 @@ class RunView:
                 "first": now.samples[0].step if now.samples else None,
                 "last": now.samples[-1].step if now.samples else None,
             },
-            "channels": {},
+            "channels": now.channel_steps(),
         }
 
     def layers(self, step: int | None = None) -> dict[str, Any]:
@@ -250,8 +257,8 @@ class RunView:
             "complete": complete,
         }
 
-    def channels(self, layer: str, step: int | None = None) -> dict[str, Any]:  # noqa: ARG002
-        """Return the answer of ``channels``: the statistics of single channels at the sample nearest to a step.
+    def channels(self, layer: str, step: int | None = None) -> dict[str, Any]:
+        """Return the answer of ``channels``: the single channels of a layer, of the record nearest to a step.
 
         Raises:
             UnknownError: there is no such layer.
@@ -259,15 +266,17 @@ class RunView:
         now = self._now
         layer = now.layer(layer)
         spec = now.record.specs.get(layer)
+        found = [one for one in now.record.channels if one.layer == layer]
+        chosen = _nearest(found, [one.step for one in found], step) if found else None
         return {
             "schema": SCHEMA,
             "layer": layer,
-            "step": None,
-            "steps": [],
-            "channels": [],
-            "of": spec.channels if spec is not None else 0,
-            "sites": [],
-            "missing": "this record holds no single channels of the layer",
+            "step": None if chosen is None else chosen.step,
+            "steps": [one.step for one in found],
+            "channels": [] if chosen is None else list(chosen.channels),
+            "of": chosen.of if chosen is not None else spec.channels if spec is not None else 0,
+            "sites": [] if chosen is None else _channel_sites(chosen, 0.0 if spec is None else spec.epsilon),
+            "missing": None if found else _NO_CHANNELS,
         }
 
     def _read(self, answer: Callable[[_Snapshot], T]) -> T:
@@ -352,13 +361,14 @@ class _Snapshot:
         return found
 
     def nearest(self, step: int | None) -> Sample:
-        if step is None:
-            return self.samples[-1]
-        # NumPy has no integer of that size
-        step = min(max(step, 0), 1 << 62)
-        after = int(np.searchsorted(self.steps, step))
-        around = self.samples[max(after - 1, 0) : after + 1]
-        return min(around, key=lambda sample: (abs(sample.step - step), -sample.step))
+        return _nearest(self.samples, self.steps, step)
+
+    def channel_steps(self) -> dict[str, list[int]]:
+        """Return by layer at which steps its single channels are at hand."""
+        found: dict[str, list[int]] = {}
+        for one in self.record.channels:
+            found.setdefault(one.layer, []).append(one.step)
+        return found
 
     def concern(self, sample: Sample) -> Concern:
         """Return what judges samples of these call sites."""
@@ -442,6 +452,24 @@ class _Snapshot:
 
 _TOGETHER = 64
 """Rows of others that are read along rather than asking the file twice."""
+
+
+def _nearest(items: Sequence[T], steps: Sequence[int] | NDArray[np.int64], step: int | None) -> T:
+    """Return the item nearest to a step, the later one of two; the last one where no step is given."""
+    if step is None:
+        return items[-1]
+    after = min(bisect_left(steps, step), len(items) - 1)
+    before = max(after - 1, 0)
+    return items[before] if step - int(steps[before]) < int(steps[after]) - step else items[after]
+
+
+def _channel_sites(channels: ChannelStatistics, epsilon: float) -> list[dict[str, Any]]:
+    """Return the statistics of the channels by call site."""
+    columns = {**{name: channels[name] for name in CHANNEL_STATISTICS}, **channels.apart(epsilon)}
+    return [
+        {"index": site.index, "replica": site.replica, **{name: numbers(rows[n]) for name, rows in columns.items()}}
+        for n, site in enumerate(channels.sites)
+    ]
 
 
 def _of(values: NDArray[np.float32], statistic: str) -> NDArray[np.float32]:

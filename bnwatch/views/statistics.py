@@ -50,7 +50,8 @@ def _fewest(name: str) -> Callable[[Float32], Float32]:
 
 
 def _apart(values: Float32) -> Float32:
-    return np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
+    apart: Float32 = np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
+    return apart
 
 
 def _ratio(name: str) -> Callable[[Float32], Float32]:

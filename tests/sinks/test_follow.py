@@ -58,7 +58,8 @@ def alike_but_for_arrays(mine: SignalTable, theirs: SignalTable) -> None:
 def everything_else(run: RunRecord) -> str:
     # how large a damaged file was when it was looked at may differ
     problems = tuple(re.sub(r" of [\d,]+", "", problem) for problem in run.problems)
-    return repr(replace(run, tables=(), replicas=(), problems=problems))
+    channels = [(one.step, one.epoch, one.layer, one.sites, one.channels, one.values.tolist()) for one in run.channels]
+    return repr((channels, replace(run, tables=(), channels=(), replicas=(), problems=problems)))
 
 
 def written(directory: Path, *steps: int, paths: tuple[str, ...] = MANY) -> TensorBoardSink:
@@ -97,8 +98,8 @@ def test_samples_are_skimmed_and_what_is_not_in_the_usual_form_is_read(tmp_path,
     monkeypatch.setattr(take, lambda self, file, span: read.append(span.length) or original(self, file, span))
     follower = Follower(sink.directory)
     follower.refresh()
-    # the version, the start, the attachment and the first sample, which describes the table
-    assert len(read) == 4
+    # the version, the start, the attachment, the first sample, which describes the table, and what carries a picture
+    assert 4 <= len(read) <= 6
     assert len(follower.samples) == 19
     same(follower, tmp_path)
 
@@ -213,6 +214,7 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("sample"), st.integers(1, 3), st.booleans()),
         st.tuples(st.just("evaluation"), st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("channels"), st.integers(0, 2), st.booleans()),
         st.tuples(st.just("diagnosis"), st.integers(0, 2), st.booleans()),
         st.tuples(st.just("restart"), st.integers(-6, 2), st.booleans()),
         st.tuples(st.just("report"), st.integers(0, 0), st.booleans()),
@@ -234,6 +236,8 @@ def test_whatever_is_written_is_followed(tmp_path_factory, actions):
             sink.write(samples.table(step, *(MANY if number < 3 else ("x", samples.HOSTILE)), sites=number))
         elif action == "evaluation":
             sink.write(samples.evaluation(step))
+        elif action == "channels":
+            sink.write(samples.channels(step))
         elif action == "diagnosis":
             sink.write(samples.diagnosis(step=step, last_step=step))
         elif action == "report":

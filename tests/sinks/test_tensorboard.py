@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_TENSOR
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
@@ -28,12 +28,20 @@ from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, s
 from bnwatch.sinks.tensorboard.events import SUFFIX, frame, read_events
 from tests import samples
 
+PLUGINS = {
+    schema.TEXT: "text",
+    schema.DISTRIBUTION: "histograms",
+    schema.HEATMAP: "images",
+    schema.CHARTS: "custom_scalars",
+}
+
 
 def record(directory, steps=range(1, 41), *, close=True, sites=2):
     sink = TensorBoardSink(directory)
     sink.write(samples.attachment())
     for step in steps:
         sink.write(samples.table(step, sites=sites))
+    sink.write(samples.channels(steps[-1], sites=sites))
     sink.write(samples.evaluation(steps[-1]))
     sink.write(samples.cells(steps[-1]))
     sink.write(samples.attribution(steps[-1]))
@@ -82,6 +90,10 @@ def test_everything_comes_back(tmp_path):
         for found, shared in zip(table.shared, expected.shared, strict=True):
             assert found.layer == shared.layer
             assert np.array_equal(found.values, shared.values)
+    (channels,) = run.channels
+    expected = samples.channels(40, sites=2)
+    assert dataclasses.replace(channels, values=None) == dataclasses.replace(expected, values=None)
+    assert channels.values.tobytes() == expected.values.tobytes()
     (evaluation,) = run.evaluations
     assert math.isnan(evaluation.loss)
     assert dataclasses.replace(evaluation, loss=None) == dataclasses.replace(samples.evaluation(40), loss=None)
@@ -228,6 +240,51 @@ def test_sites_that_change_get_a_tag_of_their_own(tmp_path):
     assert len([tag for tag in tags if tag.startswith(schema.STATS)]) == 3
 
 
+def bits(table):
+    return table.values.view(np.uint32).tolist()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(STATISTICS),
+            st.sampled_from([0.0, -0.0, math.nan, -math.nan, math.inf, 1e-45, 3.0]),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
+)
+def test_columns_of_nothing_but_nan_or_zero_are_not_written_and_come_back_to_the_bit(tmp_path_factory, columns):
+    sink = TensorBoardSink(tmp_path_factory.mktemp("run"))
+    tables = [samples.table(1)]
+    for step, (name, value, one) in enumerate(columns, 2):
+        table = dataclasses.replace(tables[-1], step=step, values=tables[-1].values.copy())
+        table.values[: 1 if one else None, STATISTICS.index(name)] = value
+        tables.append(table)
+    for table in tables:
+        sink.write(table)
+    assert list(map(bits, the_run(sink.directory).tables)) == list(map(bits, tables))
+
+
+def test_a_table_of_nothing_but_nan_and_zero_comes_back(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    table = samples.table(1)
+    table.values[:] = np.nan
+    table.values[:, 1] = 0.0
+    sink.write(table)
+    assert bits(the_run(tmp_path).tables[0]) == bits(table)
+
+
+def test_layouts_of_a_table_are_few(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    for step in range(1, 200):
+        table = samples.table(step)
+        table.values[:, [n for n in range(len(STATISTICS)) if step >> n & 1]] = 0.0
+        sink.write(table)
+    tags = accumulated(sink.directory).Tags()["tensors"]
+    assert len([tag for tag in tags if tag.startswith(schema.STATS)]) == 9
+
+
 def test_columns_of_an_older_version_find_their_place(tmp_path, monkeypatch):
     older = ("std_ratio", "count", "retired", "mean_shift")
     monkeypatch.setattr(writer, "STATISTICS", older)
@@ -336,19 +393,25 @@ def test_tensorboard_reads_every_tag(tmp_path):
         assert theirs == [(step, value.simple_value) for step, value in mine[tag]]
     for tag in tags["tensors"]:
         metadata = accumulator.SummaryMetadata(tag)
-        assert metadata.plugin_data.plugin_name == ("text" if tag.startswith(schema.TEXT) else "bnwatch")
-        assert metadata.data_class == DATA_CLASS_TENSOR
+        plugin = next((name for start, name in PLUGINS.items() if tag.startswith(start)), "bnwatch")
+        assert metadata.plugin_data.plugin_name == plugin
+        assert metadata.data_class == (DATA_CLASS_BLOB_SEQUENCE if plugin == "images" else DATA_CLASS_TENSOR)
         for event, (step, value) in zip(accumulator.Tensors(tag), mine[tag], strict=True):
             assert event.step == step
             assert event.tensor_proto == value.tensor
             assert tensor_util.make_ndarray(event.tensor_proto).size > 0
     stats = next(tag for tag in tags["tensors"] if tag.startswith(schema.STATS))
-    described = json.loads(accumulator.SummaryMetadata(stats).plugin_data.content)
-    assert described["statistics"] == list(STATISTICS)
-    assert described["sites"][1] == ["encoder/bn_1", 1, 0]
-    assert [layer["path"] for layer in described["layers"]] == ["encoder/bn_1", "encoder/bn_2", "bn"]
+    content = json.loads(accumulator.SummaryMetadata(stats).plugin_data.content)
+    assert content["statistics"] == [name for name in STATISTICS if name != "updates"]  # not known to any sample
+    columns = [STATISTICS.index(name) for name in content["statistics"]]
+    assert content["zeros"] == []
+    assert content["sites"][1] == ["encoder/bn_1", 1, 0]
+    assert [layer["path"] for layer in content["layers"]] == ["encoder/bn_1", "encoder/bn_2", "bn"]
     values = [tensor_util.make_ndarray(event.tensor_proto) for event in accumulator.Tensors(stats)]
-    assert all(np.array_equal(v, t.values, equal_nan=True) for v, t in zip(values, the_run(path).tables, strict=True))
+    assert all(
+        np.array_equal(v, t.values[:, columns], equal_nan=True)
+        for v, t in zip(values, the_run(path).tables, strict=True)
+    )
 
 
 def test_no_tag_holds_two_values_of_one_step(tmp_path):
@@ -535,6 +598,55 @@ def test_a_record_with_any_bytes_changed_is_read_or_refused(payloads, tmp_path, 
         shown += "".join(render.report_text(run.report) for run in runs).replace("\n", "")
         render.dumps([render.report_json(run.report) for run in runs])
     assert shown.isprintable()
+
+
+def described(sink, tag, content, shape, data=b""):
+    tensor = writer.TensorProto(dtype=writer.DT_FLOAT, tensor_content=data, tensor_shape=writer._shape(shape))
+    value = sink._value(tag, tensor, schema.PLUGIN, json.dumps(content).encode())
+    sink._file.write(writer.Event(step=1, summary=writer.Summary(value=[value])))
+
+
+@pytest.mark.parametrize("rows", [1 << 40, 0, 2])
+def test_no_columns_are_no_claim_on_memory(tmp_path, rows):
+    sink = TensorBoardSink(tmp_path)
+    sink.write(samples.table(1))
+    nothing = {"schema": 1, "statistics": [], "zeros": ["count"]}
+    described(sink, schema.STATS + "x", {**nothing, "sites": [["bn", 0, 0]], "layers": []}, (rows, 0))
+    (run,) = read_runs(tmp_path)
+    assert [table.step for table in run.tables] == [1]
+    assert "1 event that cannot be understood: a table is not of the shape" in run.problems[0]
+    described(sink, schema.SITES + "x", {**nothing, "layer": "bn"}, (rows, 0))
+    assert ("2 events" in read_runs(tmp_path)[0].problems[0]) == (rows > 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sites": [["bn", 0, 0]]},
+        {"sites": "bn"},
+        {"channels": [0]},
+        {"channels": [2, 0]},
+        {"channels": [2, 2]},
+        {"channels": [-1, 2]},
+        {"channels": [0, "2"]},
+        {"of": 2},
+        {"of": None},
+        {"statistics": ["batch_mean"]},
+        {"layer": 3},
+        {"schema": 99},
+    ],
+)
+def test_channels_that_are_not_what_they_say_are_refused(tmp_path, changes):
+    sink = TensorBoardSink(tmp_path)
+    sink.write(samples.table(1))
+    found = samples.channels(1, of=3)
+    described(sink, schema.CHANNELS + "x", schema.channels_json(found), found.values.shape, found.values.tobytes())
+    assert len(the_run(tmp_path).channels) == 1
+    content = {**schema.channels_json(found), **changes}
+    described(sink, schema.CHANNELS + "y", content, found.values.shape, found.values.tobytes())
+    (run,) = read_runs(tmp_path)
+    assert len(run.channels) == 1
+    assert "1 event that cannot be understood" in run.problems[0]
 
 
 @pytest.mark.parametrize("damage", ["shape", "negative", "dtype", "content", "metadata", "progress"])

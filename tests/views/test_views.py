@@ -388,3 +388,36 @@ def test_every_route_is_answered(tmp_path):
     assert views.answer("rule", {"rule": "BN101"})["markdown"].startswith("#")
     assert isinstance(views["a"], RunView)
     assert views["a"].directory == Path(tmp_path, "a", "bnwatch")
+
+
+def test_single_channels_are_those_of_the_nearest_record(tmp_path):
+    sink = record(tmp_path, 1, 2, 3)
+    for step in (3, 8):
+        sink.write(samples.channels(step))
+    (run,) = read_runs(tmp_path)
+    one = run.channels[0]
+    epsilon = run.specs[one.layer].epsilon if one.layer in run.specs else 0.0
+    view = views_of(tmp_path)["."]
+    assert view.overview()["channels"] == {one.layer: [3, 8]}
+    for asked, step in ((None, 8), (2, 3), (5, 3), (6, 8), (10**30, 8), (0, 3)):
+        answer = jsonable(view.channels(one.layer, asked))
+        expected = next(channels for channels in run.channels if channels.step == step)
+        assert (answer["step"], answer["steps"], answer["of"]) == (step, [3, 8], expected.of)
+        assert answer["channels"] == list(expected.channels)
+        assert answer["missing"] is None
+        for number, site in enumerate(answer["sites"]):
+            assert (site["index"], site["replica"]) == (expected.sites[number].index, expected.sites[number].replica)
+            for name in ("batch_mean", "batch_std", "running_mean", "running_std"):
+                close(site[name], expected[name][number])
+            variances = [expected[name][number].astype(float) ** 2 + epsilon for name in ("batch_std", "running_std")]
+            with np.errstate(all="ignore"):
+                shift = (expected["batch_mean"][number] - expected["running_mean"][number]) / np.sqrt(variances[1])
+                close(site["mean_shift"], shift)
+                close(site["std_ratio"], np.sqrt(variances[0] / variances[1]))
+
+
+def test_a_layer_without_single_channels_says_why(tmp_path):
+    record(tmp_path, 1)
+    answer = jsonable(views_of(tmp_path)["."].channels("bn"))
+    assert (answer["sites"], answer["of"]) == ([], 16)
+    assert "a few layers" in answer["missing"]

@@ -200,7 +200,7 @@ class _Followed:
         file.seek(span.offset)
         skimmed = self._skimmer(file.read(_HEAD), span.length)
         layout = None if skimmed is None else self._decoder.layouts.get(skimmed.tag)
-        if skimmed is None or layout is None or skimmed.shape != (len(layout.sites), len(layout.columns)):
+        if skimmed is None or layout is None or skimmed.shape != (len(layout.sites), layout.width):
             return False
         file.seek(span.offset + skimmed.rest)
         try:
@@ -214,6 +214,7 @@ class _Followed:
             sample = self._sample(skimmed.step, values, layout, span, span.offset + skimmed.content)
         except (ValueError, RecursionError):
             return False
+        self._decoder.epoch = sample.epoch
         self._file.add(skimmed.step, skimmed.wall_time, [sample])
         return True
 
@@ -241,10 +242,13 @@ class _Followed:
         )
 
     def table(self, sample: Sample) -> SignalTable:
+        # one of its own: that of the file remembers what it read last
+        decoder = Decoder({})
+        decoder.layouts = self._decoder.layouts
         with self.open() as file:
             try:
                 event = read_event(file, sample.span)
-                tables = [] if event is None else [e for e in self._decoder.event(event) if isinstance(e, SignalTable)]
+                tables = [] if event is None else [e for e in decoder.event(event) if isinstance(e, SignalTable)]
             except (OSError, ValueError, RecursionError) as error:
                 raise GoneError(str(error)) from None
         if len(tables) != 1 or tables[0].step != sample.step:
@@ -272,7 +276,7 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
         GoneError: one is not there any more.
     """
     layout, source = samples[0].layout, samples[0].source
-    width = len(layout.columns)
+    width = layout.width
     raw = np.empty((len(samples), stop - first, width), "<f4")
     view, size = memoryview(raw.data).cast("B"), 4 * (stop - first) * width
     with source.open() as file:
@@ -283,7 +287,7 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
                     raise GoneError(str(sample.step))
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.arranged(raw.reshape(-1, width), STATISTICS).reshape(len(samples), -1, len(STATISTICS))
+    return layout.rearranged(raw.reshape(-1, width)).reshape(len(samples), stop - first, len(STATISTICS))
 
 
 def alike(samples: Sequence[Sample]) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from bnwatch.diagnosis import LOOKS_AGAIN, Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Composition, Entering, Look
-from bnwatch.records import Attachment, EvaluationRecord, Structure
+from bnwatch.records import CHANNEL_STATISTICS, Attachment, ChannelStatistics, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bnwatch.sinks.tensorboard.events import Mark
 
     Measured = RecordedCells | Attribution | Composition | Entering | Look | Replicas
-    Seen = Attachment | Structure | SignalTable | EvaluationRecord | Measured
+    Seen = Attachment | Structure | SignalTable | ChannelStatistics | EvaluationRecord | Measured
     Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class RunRecord:
         structure: what was known before the first step, last time; None when that was not recorded.
         specs: layers by path, from the attachment and from the tables.
         tables: the samples, by step.
+        channels: per-channel statistics of a few layers at a few of the samples, by step.
         evaluations: the evaluations, by step.
         cells: the experiments, by step.
         attributions: to which layers the cost of the running statistics was attributed, by step.
@@ -68,6 +70,7 @@ class RunRecord:
     structure: Structure | None = None
     specs: dict[str, LayerSpec] = field(default_factory=dict)
     tables: tuple[SignalTable, ...] = ()
+    channels: tuple[ChannelStatistics, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
     cells: tuple[RecordedCells, ...] = ()
     attributions: tuple[Attribution, ...] = ()
@@ -206,26 +209,65 @@ class File:
         return f"{str(self.path)!r} holds {many} that cannot be understood: {self.why}"
 
 
-@dataclass(frozen=True, slots=True)
 class TableLayout:
-    """What rows and columns of a tensor mean."""
+    """What rows and columns of a table mean, and where its columns are today."""
 
-    sites: tuple[CallSite, ...]
-    layer: str
-    columns: tuple[str, ...]
+    def __init__(self, metadata: Fields, today: tuple[str, ...], *, sites: bool) -> None:
+        """Read the description of a table with these columns today; of call sites, or of one layer."""
+        self.sites = tuple(schema.parse_site(site) for site in metadata.items("sites")) if sites else ()
+        self.layer = "" if sites else metadata.text("layer")
+        self._of_sites = sites
+        written, zeros = metadata.texts("statistics"), metadata.maybe_texts("zeros")
+        self.width, self._same = len(written), written == today
+        places = {name: n for n, name in enumerate(written)}
+        self._to = [n for n, name in enumerate(today) if name in places]
+        self._from = [places[today[n]] for n in self._to]
+        # an older version may not have had a column, and one that is all zero is not written
+        self._blank = np.array([0.0 if name in zeros else np.nan for name in today], np.float32)
 
-    def arranged(self, values: NDArray[np.float32], columns: tuple[str, ...]) -> NDArray[np.float32]:
-        """Return ``values`` with the columns in today's order, NaN where an older version did not have one."""
-        if values.ndim != 2 or values.shape[1] != len(self.columns):  # noqa: PLR2004
+    def arranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return ``values`` with the columns in today's order."""
+        # of no column there may be any number of rows: no memory for a claim
+        rows = len(self.sites) if self._of_sites or not self.width else len(values)
+        if values.shape != (rows, self.width):
             msg = "a table is not of the shape its tag describes"
             raise SchemaError(msg)
-        if self.columns == columns:
+        return self.rearranged(values)
+
+    def rearranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return some rows with the columns in today's order."""
+        if self._same:
             return values
-        arranged = np.full((len(values), len(columns)), np.nan, np.float32)
-        for place, name in enumerate(columns):
-            if name in self.columns:
-                arranged[:, place] = values[:, self.columns.index(name)]
+        arranged = np.empty((len(values), len(self._blank)), np.float32)
+        arranged[:] = self._blank
+        arranged[:, self._to] = values[:, self._from]
         return arranged
+
+
+@dataclass(frozen=True, slots=True)
+class _Channels:
+    """What rows and columns of per-channel statistics mean."""
+
+    layer: str
+    sites: tuple[CallSite, ...]
+    channels: tuple[int, ...]
+    of: int
+
+    @classmethod
+    def read(cls, metadata: Fields) -> _Channels:
+        channels, of = tuple(metadata.integers("channels")), metadata.integer("of")
+        ascending = all(a < b for a, b in itertools.pairwise((-1, *channels, of)))
+        if metadata.texts("statistics") != CHANNEL_STATISTICS or not ascending:
+            msg = "channels are not what this version of bnwatch knows"
+            raise SchemaError(msg)
+        sites = tuple(schema.parse_site(site) for site in metadata.items("sites"))
+        return cls(metadata.text("layer"), sites, channels, of)
+
+    def statistics(self, step: int, epoch: int, values: NDArray[np.float32]) -> ChannelStatistics:
+        if values.shape != (len(self.sites) * len(CHANNEL_STATISTICS), len(self.channels)):
+            msg = "channels are not of the shape their tag describes"
+            raise SchemaError(msg)
+        return ChannelStatistics(step, epoch, self.layer, self.sites, self.channels, self.of, values)
 
 
 class Decoder:
@@ -234,6 +276,8 @@ class Decoder:
     def __init__(self, specs: dict[str, LayerSpec]) -> None:
         self._specs = specs
         self.layouts: dict[str, TableLayout] = {}
+        self._channels: dict[str, _Channels] = {}
+        self.epoch = 0
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
             schema.STRUCTURE: schema.parse_structure,
@@ -264,13 +308,13 @@ class Decoder:
             tag = value.tag
             if tag.startswith(schema.STATS):
                 layout = self._layout(tag, value)
-                table = layout, layout.arranged(_floats(value.tensor), STATISTICS)
-                if len(table[1]) != len(layout.sites):
-                    msg = "a table is not of the shape its tag describes"
-                    raise SchemaError(msg)
+                table = layout, layout.arranged(_floats(value.tensor))
             elif tag.startswith(schema.SITES):
                 layout = self._layout(tag, value)
-                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
+                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor))))
+            elif tag.startswith(schema.CHANNELS):
+                step = max(int(event.step), 0)
+                entities.append(self._described(tag, value).statistics(step, self.epoch, _floats(value.tensor)))
             elif tag == schema.PROGRESS:
                 progress = parse_progress(value.tensor)
             elif tag == schema.IDLE:
@@ -279,10 +323,11 @@ class Decoder:
                 entities.append(parse(json.loads(parse_text(value.tensor))))
         if table is not None:
             epoch, accuracy, loss, examples = progress
+            self.epoch = int(epoch)
             entities.append(
                 SignalTable(
                     step=max(int(event.step), 0),
-                    epoch=int(epoch),
+                    epoch=self.epoch,
                     sites=table[0].sites,
                     values=table[1],
                     shared=tuple(shared),
@@ -303,19 +348,28 @@ class Decoder:
 
     def _layout(self, tag: str, value: Any) -> TableLayout:
         if tag not in self.layouts:
-            if not value.HasField("metadata"):
-                msg = "a table comes without its description"
-                raise SchemaError(msg)
-            layout = Fields(json.loads(value.metadata.plugin_data.content), "description of a table")
-            layout.version()
+            metadata = _description(value)
             if tag.startswith(schema.STATS):
-                sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
-                specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
+                specs = [schema.parse_spec(spec) for spec in metadata.items("layers")]
                 self._specs.update({spec.path: spec for spec in specs})
-                self.layouts[tag] = TableLayout(sites, "", layout.texts("statistics"))
+                self.layouts[tag] = TableLayout(metadata, STATISTICS, sites=True)
             else:
-                self.layouts[tag] = TableLayout((), layout.text("layer"), layout.texts("statistics"))
+                self.layouts[tag] = TableLayout(metadata, SITE_STATISTICS, sites=False)
         return self.layouts[tag]
+
+    def _described(self, tag: str, value: Any) -> _Channels:
+        if tag not in self._channels:
+            self._channels[tag] = _Channels.read(_description(value))
+        return self._channels[tag]
+
+
+def _description(value: Any) -> Fields:
+    if not value.HasField("metadata"):
+        msg = "a table comes without its description"
+        raise SchemaError(msg)
+    metadata = Fields(json.loads(value.metadata.plugin_data.content), "description of a table")
+    metadata.version()
+    return metadata
 
 
 def _floats(tensor: Any) -> NDArray[np.float32]:
@@ -394,6 +448,7 @@ def fold(directory: Path, files: list[File], sample: type = SignalTable) -> RunR
         structure=run.structure,
         specs=specs,
         tables=tables,
+        channels=_by_step(_of(files, ChannelStatistics)),
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),

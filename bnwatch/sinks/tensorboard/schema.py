@@ -5,6 +5,7 @@ resumed run goes on under the same tag if, and only if, it means the same:
 
 * ``bnwatch/stats/<layout>``: float32 ``[sites, statistics]`` a sample; names and layer specs in the tag's metadata
 * ``bnwatch/sites/<layout>``: float32 ``[sites, site statistics]`` of one shared layer, named in the metadata
+* ``bnwatch/channels/<layout>``: float32 ``[sites * 4, channels]`` of one layer; sites and channels in the metadata
 * ``bnwatch/progress``: float64 ``[epoch, accuracy, loss, examples]`` a sample, NaN for unknown
 * ``bnwatch/idle``: JSON, the layers that a sampled step called in inference mode, where there are any
 * ``bnwatch/attachment``, ``structure``, ``evaluation``, ``cells``, ``attribution``, ``composition``, ``entering``,
@@ -13,6 +14,8 @@ resumed run goes on under the same tag if, and only if, it means the same:
   TensorBoard keeps one value a tag and step
 * ``bnwatch/resumed``: JSON, the first event of a file that goes on where another one was
 * ``bnwatch/accuracy/…``, ``bnwatch/cells/…``, ``bnwatch/worst/…``, ``bnwatch/layer/…``: plain scalars
+* ``bnwatch/distribution/<layer>/…``: over channels, of plugin ``histograms``
+* ``bnwatch/heatmap``: PNG of plugin ``images``; ``custom_scalars__config__``: a layout of plugin ``custom_scalars``
 * ``bnwatch/text/<rule>``, ``bnwatch/text/summary``: Markdown of plugin ``text``
 """
 
@@ -40,7 +43,19 @@ from bnwatch.evidence import (
     Split,
     Statistics,
 )
-from bnwatch.records import Attachment, CallSite, EvaluationRecord, LayerSpec, Layout, Output, Place, Structure, Usage
+from bnwatch.records import (
+    CHANNEL_STATISTICS,
+    Attachment,
+    CallSite,
+    ChannelStatistics,
+    EvaluationRecord,
+    LayerSpec,
+    Layout,
+    Output,
+    Place,
+    Structure,
+    Usage,
+)
 from bnwatch.render import SCHEMA, diagnosis_json, json_number
 from bnwatch.signals import SITE_STATISTICS, Replicas, SharedSites
 
@@ -52,6 +67,7 @@ if TYPE_CHECKING:
 PLUGIN = "bnwatch"
 STATS = "bnwatch/stats/"
 SITES = "bnwatch/sites/"
+CHANNELS = "bnwatch/channels/"
 PROGRESS = "bnwatch/progress"
 IDLE = "bnwatch/idle"
 ATTACHMENT = "bnwatch/attachment"
@@ -68,6 +84,11 @@ SKIPPED = "bnwatch/skipped/"
 REPORT = "bnwatch/report"
 RESUMED = "bnwatch/resumed"
 TEXT = "bnwatch/text/"
+LAYER = "bnwatch/layer/"
+DISTRIBUTION = "bnwatch/distribution/"
+HEATMAP = "bnwatch/heatmap"
+CHARTS = "custom_scalars__config__"
+"""What the Custom Scalars tab looks for."""
 
 NEEDS = ("cells", "attribution", "look", "gradients")
 
@@ -233,6 +254,23 @@ def replicas_json(replicas: Replicas) -> dict[str, Any]:
             {"layer": one.layer, "values": [list(map(json_number, row)) for row in one.values.tolist()]}
             for one in replicas.layers
         ],
+    }
+
+
+def site_json(site: CallSite) -> list[str | int]:
+    """Return a call site as ``[layer, index, replica]``."""
+    return [site.layer, int(site.index), int(site.replica)]
+
+
+def channels_json(channels: ChannelStatistics) -> dict[str, Any]:
+    """Return what the rows and columns of per-channel statistics mean as JSON objects."""
+    return {
+        "schema": SCHEMA,
+        "layer": channels.layer,
+        "sites": [site_json(site) for site in channels.sites],
+        "channels": [int(number) for number in channels.channels],
+        "of": int(channels.of),
+        "statistics": list(CHANNEL_STATISTICS),
     }
 
 

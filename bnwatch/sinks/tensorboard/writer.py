@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
@@ -19,14 +19,14 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
-from bnwatch.records import Attachment, EvaluationRecord, Structure
-from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, worst
-from bnwatch.sinks.tensorboard import schema
+from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
+from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, farthest, worst
+from bnwatch.sinks.tensorboard import pictures, schema
 from bnwatch.sinks.tensorboard.events import EventFile, read_events
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,6 +39,9 @@ SUBDIRECTORY = "bnwatch"
 
 _CHOSEN = 3
 _TEXTS = 10
+_LAYOUTS = 8
+"""Layouts of tables with the same call sites: each costs a description of all layers."""
+_NAN = np.float32(np.nan).view(np.uint32)
 
 _PLAIN: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     Attachment: (schema.ATTACHMENT, schema.attachment_json),
@@ -80,11 +83,12 @@ class TensorBoardSink:
         self._waiting: list[Attachment | Structure | Skipped] = []
         self._specs: dict[str, LayerSpec] = {}
         self._sites: tuple[CallSite, ...] | None = None
-        self._stats = "", ""
+        self._layouts: dict[bytes, tuple[str, str, list[int]]] = {}
         self._shared: dict[str, tuple[str, str]] = {}
         self._samples = 0
         self._chosen: dict[str, str] = {}
         self._rows: dict[str, NDArray[np.bool_]] = {}
+        self._heatmap = pictures.Heatmap()
         self._texts: dict[str, tuple[int, list[str]]] = {}
         self._closed = False
 
@@ -116,9 +120,14 @@ class TensorBoardSink:
         return self._samples, dict(self._chosen)
 
     def take_up(
-        self, mark: Mark, step: int, specs: Mapping[str, LayerSpec], chosen: tuple[int, dict[str, str]]
+        self,
+        mark: Mark,
+        step: int,
+        specs: Mapping[str, LayerSpec],
+        chosen: tuple[int, dict[str, str]],
+        tables: Iterable[SignalTable] = (),
     ) -> None:
-        """Go on in a file of its own from where the record was at ``mark``, after ``step`` steps.
+        """Go on in a file of its own from where the record was at ``mark``, after ``step`` steps and these samples.
 
         A reader forgets what earlier files hold from that step on, so what they held of it by then is written again.
 
@@ -133,6 +142,9 @@ class TensorBoardSink:
             self._described.clear()
         self._specs, self._sites = dict(specs), None
         self._samples, self._chosen = chosen
+        self._heatmap = pictures.Heatmap()
+        for table in tables:
+            self._heatmap.add(table)
         self._waiting.clear()
         self._step = step
         described: dict[str, Any] = {}
@@ -191,6 +203,10 @@ class TensorBoardSink:
     def _values(self, item: Item | Report) -> Iterator[Any]:
         if isinstance(item, SignalTable):
             yield from self._sample(item)
+        elif isinstance(item, ChannelStatistics):
+            content = render.dumps(schema.channels_json(item))
+            yield self._tensor(schema.CHANNELS + schema.digest(content), item.values, DT_FLOAT, content)
+            yield from self._distributions(item)
         elif isinstance(item, EvaluationRecord):
             yield self._json(schema.EVALUATION, schema.evaluation_json(item))
             yield from _evaluation_scalars(item)
@@ -208,13 +224,14 @@ class TensorBoardSink:
         elif isinstance(item, Report):
             yield self._json(schema.REPORT, render.report_json(item))
             yield self._text("summary", render.report_markdown(item))
+            yield from self._image()
         else:
             tag, to_json = _PLAIN[type(item)]
             yield self._json(tag, to_json(item))
 
     def _sample(self, table: SignalTable) -> Iterator[Any]:
-        tag, content = self._layout(table.sites)
-        yield self._tensor(tag, table.values, DT_FLOAT, content)
+        tag, content, columns = self._layout(table)
+        yield self._tensor(tag, table.values[:, columns], DT_FLOAT, content)
         unknown = math.nan
         progress = [
             table.epoch,
@@ -232,22 +249,34 @@ class TensorBoardSink:
             yield _scalar("bnwatch/accuracy/train", table.accuracy)
         yield from self._worst(table)
 
-    def _layout(self, sites: tuple[CallSite, ...]) -> tuple[str, str]:
-        """Return the tag of tables with these rows, and its metadata."""
-        if sites != self._sites:
-            layers = list(dict.fromkeys(site.layer for site in sites))
+    def _layout(self, table: SignalTable) -> tuple[str, str, list[int]]:
+        """Return the tag of tables like this one, its metadata, and the columns to write: not those of NaN or 0 alone.
+
+        To the bit, so that what a reader puts back is what was there.
+        """
+        if table.sites != self._sites:
+            self._sites, self._layouts = table.sites, {}
+            self._rows = {path: np.array([site.layer == path for site in table.sites]) for path in self._chosen}
+        bits = np.ascontiguousarray(table.values, np.float32).view(np.uint32)
+        blank = ((bits == 0).all(axis=0), (bits == _NAN).all(axis=0))
+        if not len(bits) or len(self._layouts) >= _LAYOUTS:
+            blank = (np.zeros_like(blank[0]), np.zeros_like(blank[1]))
+        key = b"".join(part.tobytes() for part in blank)
+        if key not in self._layouts:
+            zero, unknown = (part.tolist() for part in blank)
+            columns = [n for n in range(len(STATISTICS)) if not (zero[n] or unknown[n])]
+            layers = list(dict.fromkeys(site.layer for site in table.sites))
             content = render.dumps(
                 {
                     "schema": render.SCHEMA,
-                    "statistics": list(STATISTICS),
-                    "sites": [[site.layer, int(site.index), int(site.replica)] for site in sites],
+                    "statistics": [STATISTICS[n] for n in columns],
+                    "zeros": [name for name, blank in zip(STATISTICS, zero, strict=True) if blank],
+                    "sites": [schema.site_json(site) for site in table.sites],
                     "layers": [schema.spec_json(self._specs[path]) for path in layers if path in self._specs],
                 }
             )
-            self._stats = schema.STATS + schema.digest(content), content
-            self._sites = sites
-            self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
-        return self._stats
+            self._layouts[key] = schema.STATS + schema.digest(content), content, columns
+        return self._layouts[key]
 
     def _shared_layout(self, layer: str) -> tuple[str, str]:
         if layer not in self._shared:
@@ -262,17 +291,56 @@ class TensorBoardSink:
             return
         distances = table.distances()
         if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
-            self._choose(table.sites, np.nan_to_num(np.maximum(*distances.values()), nan=np.inf))
+            self._choose(farthest(table, _CHOSEN), table.sites)
         for name, value in worst(distances).items():
             yield _scalar(WORST + name, value)
         for path, layer in self._chosen.items():
             for name, value in worst(distances, self._rows[path]).items():
-                yield _scalar(f"bnwatch/layer/{layer}/{name}", value)
+                yield _scalar(f"{schema.LAYER}{layer}/{name}", value)
+        # also in the file of a resumed run: TensorBoard may not have read the one before
+        if self._chosen and schema.CHARTS not in self._described:
+            yield self._charts()
+        self._heatmap.add(table)
+        if pictures.due(self._samples):
+            yield from self._image()
 
-    def _choose(self, sites: tuple[CallSite, ...], distance: NDArray[np.floating]) -> None:
-        worst = dict.fromkeys(sites[n].layer for n in np.argsort(-distance, kind="stable"))
-        self._chosen = {path: safe_path(path) for path in list(worst)[:_CHOSEN]}
+    def _choose(self, layers: tuple[str, ...], sites: tuple[CallSite, ...]) -> None:
+        self._chosen = {path: safe_path(path) for path in layers}
         self._rows = {path: np.array([site.layer == path for site in sites]) for path in self._chosen}
+
+    def _charts(self) -> Any:
+        apart = ("mean_shift", "log_std_ratio")
+        charts = {
+            "accuracy": ["bnwatch/accuracy/train", "bnwatch/accuracy/evaluation"],
+            "farthest off of all layers": [WORST + name for name in apart],
+            **{layer: [f"{schema.LAYER}{layer}/{name}" for name in apart] for layer in self._chosen.values()},
+        }
+        tensor = TensorProto(dtype=DT_STRING, string_val=[pictures.layout(charts)], tensor_shape=_shape(()))
+        return self._value(schema.CHARTS, tensor, "custom_scalars", b"")
+
+    def _image(self) -> Iterator[Any]:
+        image = self._heatmap.image()
+        if image is None:
+            return
+        parts = [str(image[0]).encode(), str(image[1]).encode(), image[2]]
+        tensor = TensorProto(dtype=DT_STRING, string_val=parts, tensor_shape=_shape((len(parts),)))
+        value = self._value(schema.HEATMAP, tensor, "images", b"")
+        if value.HasField("metadata"):
+            value.metadata.data_class = DATA_CLASS_BLOB_SEQUENCE
+            value.metadata.summary_description = pictures.DESCRIPTION
+        yield value
+
+    def _distributions(self, item: ChannelStatistics) -> Iterator[Any]:
+        spec = self._specs.get(item.layer)
+        apart = item.apart(0.0 if spec is None else spec.epsilon)
+        with np.errstate(all="ignore"):
+            found = {"mean_shift": apart["mean_shift"], "log_std_ratio": np.log(apart["std_ratio"])}
+        for name, values in found.items():
+            buckets = pictures.histogram(values)
+            tensor = TensorProto(
+                dtype=DT_DOUBLE, tensor_content=buckets.astype("<f8").tobytes(), tensor_shape=_shape(buckets.shape)
+            )
+            yield self._value(f"{schema.DISTRIBUTION}{safe_path(item.layer)}/{name}", tensor, "histograms", b"")
 
     def _diagnosis_text(self, diagnosis: Diagnosis) -> Iterator[Any]:
         # TensorBoard shows one text a tag and step, so those of one step share it; past a few, the report has the rest
