@@ -36,6 +36,11 @@ BUDGET = 4_500_000
 _FIRST, _EARLIER = 8, 12
 """Layers whose pictures come first, at least; earlier samples whose table of layers is in the file."""
 
+_COARSE = 250
+"""Points of a line of the other layers, where the first ones have what the tab shows."""
+
+_COARSE_LINES = "lines of other layers"
+
 _MAPS = 3
 """Heatmaps that come before the other layers."""
 
@@ -123,7 +128,7 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     """Return the answers by address, and what was left out in sentences.
 
     In turn for every run: the table of layers, the pictures of the layers that diagnoses are about and that matter
-    most, the first heatmaps, tables of earlier samples, the other layers, and the other heatmaps.
+    most, the first heatmaps, tables of earlier samples, the other layers with fewer points, and the other heatmaps.
     """
     from bnwatch.views import RunViews
 
@@ -152,7 +157,7 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     for what, route, parameters in (one for turn in zip_longest(*queues) for one in turn if one is not None):
         # of a kind all are of about the same size: where one was too large, the others need not be computed
         kind = what, parameters["run"]
-        answer = None if kind in full else _answer(views, route, parameters)
+        answer = None if kind in full else _answer(views, what, route, parameters)
         if answer is None or (size := _size(answer)) > left:
             full.add(kind)
             missing[what] = missing.get(what, 0) + 1
@@ -197,7 +202,7 @@ def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iter
     layers = sorted(accused, key=lambda layer: (not accused[layer], -matters.get(layer, 0.0)))
     first = max(sum(accused.values()), _FIRST)
     for layer in layers[:first]:
-        yield from _pictures(name, overview, layer)
+        yield from _pictures(name, overview, layer, "lines of layers")
     maps = [{"run": name, "statistic": statistic["name"]} for statistic in overview["statistics"]]
     for parameters in maps[:_MAPS]:
         yield "heatmaps", "heatmap", parameters
@@ -205,19 +210,21 @@ def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iter
     for step in steps[: -1 : max(len(steps) // _EARLIER, 1)]:
         yield "tables of earlier samples", "layers", {"run": name, "step": step}
     for layer in layers[first:]:
-        yield from _pictures(name, overview, layer)
+        yield from _pictures(name, overview, layer, _COARSE_LINES)
     for parameters in maps[_MAPS:]:
         yield "heatmaps", "heatmap", parameters
 
 
-def _pictures(name: str, overview: Mapping[str, Any], layer: str) -> Iterator[Candidate]:
-    yield "layers over the steps", "series", {"run": name, "layer": layer}
-    yield "layers by channel", "channels", {"run": name, "layer": layer}
+def _pictures(name: str, overview: Mapping[str, Any], layer: str, lines: str) -> Iterator[Candidate]:
+    yield lines, "series", {"run": name, "layer": layer}
+    yield "channels of layers", "channels", {"run": name, "layer": layer}
     for step in overview["channels"].get(layer, []):
-        yield "layers by channel at earlier samples", "channels", {"run": name, "layer": layer, "step": step}
+        yield "channels of layers at earlier samples", "channels", {"run": name, "layer": layer, "step": step}
 
 
-def _answer(views: RunViews, route: str, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+def _answer(views: RunViews, what: str, route: str, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+    if what == _COARSE_LINES:
+        return views[str(parameters["run"])].series(str(parameters["layer"]), _COARSE)
     asked = {name: str(value) for name, value in parameters.items()}
     # a heatmap goes on where the answer before had no more time
     while (answer := views.answer(route, asked)).get("complete", 1.0) < 1.0:
