@@ -3,12 +3,12 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 NOX := .venv/nox/bin/nox
-SESSIONS := unit keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer chainer_mpi chainer_old chainer_new
+SESSIONS := unit page browser keras keras_jax keras_torch keras_oldest keras2 tf_keras chainer chainer_mpi chainer_old chainer_new
 JOBS ?= 2
 BENCHMARKED := unit keras chainer
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench clinic clean
+.PHONY: help test demo lint page bench clinic clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,8 @@ session-%:
 
 # Built once, before the sessions that run at once all build it.
 session-chainer session-chainer_old session-chainer_new: session-chainer_wheel
+# It brings what the browser checks the page with.
+session-browser: session-page
 
 demo: $(NOX) ## train a broken network and its repaired twin, and watch bnwatch tell them apart
 	@$(NOX) --sessions demo
@@ -33,6 +35,11 @@ demo: $(NOX) ## train a broken network and its repaired twin, and watch bnwatch 
 
 lint: $(NOX) ## style, types, layers
 	@$(NOX) --sessions lint
+
+page: ## build bnwatch/dashboard/static/ from frontend/; needs Node
+	@npm --prefix frontend ci --silent
+	@npm --prefix frontend run --silent types
+	@npm --prefix frontend run --silent build
 
 bench: $(NOX) ## time the watch
 	@$(NOX) --install-only --sessions $(BENCHMARKED)

@@ -26,8 +26,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = [
-    "lint", "unit", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras", "chainer",
-    "chainer_mpi", "chainer_old", "chainer_new",
+    "lint", "unit", "page", "browser", "keras", "keras_jax", "keras_torch", "keras_oldest", "keras2", "tf_keras",
+    "chainer", "chainer_mpi", "chainer_old", "chainer_new",
 ]  # fmt: skip
 
 KERAS_TESTS = sorted(ROOT.glob("tests/adapters/test_keras_*.py"))
@@ -47,7 +47,10 @@ OF_NO_BACKEND = {f"test_keras_{name}.py" for name in ("cifar_resnet", "gpu_check
 BACKEND_TESTS = [path for path in COMMON_KERAS_TESTS if path.name not in OF_NO_BACKEND]
 MPI_TESTS = sorted(ROOT.glob("tests/adapters/test_chainer_mpi.py"))
 CHAINER_TESTS = sorted(set(ROOT.glob("tests/adapters/test_chainer_*.py")).difference(MPI_TESTS))
-CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS))]
+BROWSER_TESTS = ROOT / "tests" / "browser"
+CORE_TESTS = ["tests", *(f"--ignore={path}" for path in (*KERAS_TESTS, *CHAINER_TESTS, *MPI_TESTS, BROWSER_TESTS))]
+# As tests/browser/conftest.py looks for it.
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Run beside every framework: what they show is worth something only where a framework is installed.
 EVERYWHERE = [ROOT / "tests" / "test_imports.py"]
 
@@ -110,12 +113,19 @@ def install_alone(session: nox.Session, requirements: Path) -> None:
 
 def skip(session: nox.Session, reason: str) -> NoReturn:
     """Skip the session, and leave a result that ``tests/summary.py`` counts as one skip."""
+    leave_result(session, session.name, skipped=reason)
+    session.skip(reason)
+
+
+def leave_result(session: nox.Session, *cases: str, skipped: str = "") -> None:
+    """Leave for ``tests/summary.py`` what passed in a session without pytest, or why it was skipped."""
     suite = ET.Element("testsuite", name=session.name)
-    case = ET.SubElement(suite, "testcase", classname="noxfile", name=session.name)
-    ET.SubElement(case, "skipped", type="session", message=reason)
+    for name in cases:
+        case = ET.SubElement(suite, "testcase", classname="noxfile", name=name)
+        if skipped:
+            ET.SubElement(case, "skipped", type="session", message=skipped)
     RESULTS.mkdir(parents=True, exist_ok=True)
     ET.ElementTree(suite).write(RESULTS / f"{session.name}.xml", encoding="utf-8")
-    session.skip(reason)
 
 
 def up_to(session: nox.Session, newest: tuple[int, int], what: str) -> None:
@@ -177,6 +187,32 @@ def lowest(session: nox.Session) -> None:
     """Test the core on the oldest NumPy and TensorBoard it accepts; they install up to Python 3.12."""
     install(session)
     pytest(session, *CORE_TESTS)
+
+
+@nox.session(venv_backend="none")
+def page(session: nox.Session) -> None:
+    """Check the types of the page, and that what is shipped is what ``frontend/`` makes; needs Node."""
+    frontend = ROOT / "frontend"
+    if not shutil.which("node") or not shutil.which("npm"):
+        skip(session, "there is no Node with npm on this machine")
+    session.chdir(frontend)
+    lock = (frontend / "package-lock.json").read_text(encoding="utf-8")
+    stamp = frontend / "node_modules" / "installed"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != lock:
+        session.run("npm", "ci", "--silent", external=True)
+        stamp.write_text(lock, encoding="utf-8")
+    session.run("npm", "run", "--silent", "types", external=True)
+    session.run("npm", "run", "--silent", "check", external=True)
+    leave_result(session, "types", "current")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the page in TensorBoard and in a report, with the browser of this machine."""
+    if not any(map(shutil.which, CHROMIUM)):
+        skip(session, f"there is none of {', '.join(CHROMIUM)} on this machine")
+    install(session)
+    pytest(session, BROWSER_TESTS)
 
 
 @nox.session

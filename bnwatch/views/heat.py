@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from bnwatch.views.statistics import judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -29,6 +32,31 @@ _CHUNK = 4_000_000
 """Bytes read at a time."""
 
 
+_MEMORY = 64_000_000
+"""Bytes of the heatmaps that are kept, of all runs together."""
+
+
+class Heats:
+    """The heatmaps that were asked for last, of all runs: what is folded is not folded again."""
+
+    def __init__(self) -> None:
+        """Keep none yet."""
+        self._kept: OrderedDict[tuple[Path, str], Heat] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, run: Path, statistic: str) -> Heat | None:
+        """Take one out, if it is there."""
+        with self._lock:
+            return self._kept.pop((run, statistic), None)
+
+    def put(self, run: Path, statistic: str, heat: Heat) -> None:
+        """Keep one, at the cost of those that were not asked for longest."""
+        with self._lock:
+            self._kept[run, statistic] = heat
+            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _MEMORY:
+                self._kept.popitem(last=False)
+
+
 class Heat:
     """Keeps of each call site and column the value that is the farthest from healthy."""
 
@@ -44,6 +72,11 @@ class Heat:
         self._folded = 0
         self._last: Sample | None = None
         self._layout: object = None
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory that it takes."""
+        return self._values.nbytes + self._distance.nbytes
 
     def follows(self, samples: Sequence[Sample]) -> bool:
         """Return whether what was folded is still the beginning of these samples."""
@@ -67,7 +100,7 @@ class Heat:
         while self._folded >= self._columns * self._width:
             self._halve()
         first, column = self._folded, self._folded // self._width
-        size = 4 * len(samples[first].sites) * samples[first].layout.width
+        size = 4 * len(samples[first].sites) * max(samples[first].layout.width, 1)
         stop = min((column + 1) * self._width, first + max(_CHUNK // max(size, 1), 1))
         part = next(alike(samples[first:stop]))
         some = samples[first : first + part.stop]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_left
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +19,7 @@ from bnwatch.signals import STATISTICS, Signals
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.follow import Follower, GoneError, alike, read_rows
 from bnwatch.views.concern import Concern, why
-from bnwatch.views.heat import Heat
+from bnwatch.views.heat import Heat, Heats
 from bnwatch.views.statistics import CHOICES, MATTERS, unknown_is_null
 from bnwatch.views.thin import numbers, numbers_or_none, thin
 
@@ -49,7 +48,6 @@ _NO_CHANNELS = (
 )
 
 _CELLS = 32
-_HEATS = 4
 _SLICE = 0.5
 """Seconds that a request folds a heatmap for: what is left is left to the next one."""
 
@@ -63,21 +61,21 @@ class UnknownError(Exception):
 class RunView:
     """The record of one run, followed while it grows.
 
-    Memory holds what is not samples, a few numbers of every sample, and a few heatmaps. All methods may be called from
-    several threads.
+    Memory holds what is not samples, a few numbers of every sample, and the heatmaps asked for last. All methods may be
+    called from several threads.
 
     Attributes:
         run: its name for people.
         directory: where its event files lie.
     """
 
-    def __init__(self, directory: Path, run: str) -> None:
-        """Read nothing yet: see `refresh`."""
+    def __init__(self, directory: Path, run: str, heats: Heats | None = None) -> None:
+        """Read nothing yet: see `refresh`. Runs may share their ``heats``."""
         self.run = run
         self.directory = directory
         self._follower = Follower(directory)
         self._now = _Snapshot(self._follower)
-        self._heats: OrderedDict[str, Heat] = OrderedDict()
+        self._heats = Heats() if heats is None else heats
         self._reading = threading.Lock()
         self._folding = threading.Lock()
 
@@ -234,13 +232,11 @@ class RunView:
 
     def _heatmap(self, now: _Snapshot, statistic: str) -> dict[str, Any]:
         with self._folding:
-            heat = self._heats.pop(statistic, None)
+            heat = self._heats.take(self.directory, statistic)
             if heat is None or not heat.follows(now.samples) or heat.sites != now.sites:
                 heat = Heat(statistic, now.sites)
             complete = heat.fold(now.samples, now.concern, _SLICE)
-            self._heats[statistic] = heat
-            while len(self._heats) > _HEATS:
-                self._heats.popitem(last=False)
+            self._heats.put(self.directory, statistic, heat)
             steps, values, known = heat.columns_so_far(now.samples)
             listed = numbers(values, 4, unknown=~known)
             low, high = _limits(statistic, values)

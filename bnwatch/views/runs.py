@@ -12,6 +12,7 @@ from bnwatch.render import SCHEMA
 from bnwatch.rules import CATALOGUE
 from bnwatch.sinks.tensorboard.follow import is_event_file
 from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
+from bnwatch.views.heat import Heats
 from bnwatch.views.run import RunView, UnknownError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class RunViews:
         """Read nothing yet: see `refresh`."""
         self._tops = [top if isinstance(top, tuple) else ("" if len(tops) == 1 else str(top), top) for top in tops]
         self._views: dict[str, RunView] = {}
+        self._heats = Heats()
         self._refreshing = threading.Lock()
 
     def refresh(self) -> bool:
@@ -48,7 +50,9 @@ class RunViews:
             views: dict[str, RunView] = {}
             for name, directory in self._named():
                 known = kept.get(directory)
-                views[name] = known if known is not None and known.run == name else RunView(directory, name)
+                views[name] = (
+                    known if known is not None and known.run == name else RunView(directory, name, self._heats)
+                )
             changed = views.keys() != before.keys()
             for view in views.values():
                 changed |= view.refresh()

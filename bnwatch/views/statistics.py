@@ -50,8 +50,8 @@ def _fewest(name: str) -> Callable[[Float32], Float32]:
 
 
 def _apart(values: Float32) -> Float32:
-    apart: Float32 = np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
-    return apart
+    shift: Float32 = np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
+    return shift
 
 
 def _ratio(name: str) -> Callable[[Float32], Float32]:

@@ -50,7 +50,7 @@ export class Page {
   private readonly held = new Map<string, { version: string; run: Run }>();
   private readonly tables = new Map<string, { key: string; layers: Layers }>();
   private readonly asked = new Map<string, string>();
-  private known = new Set<string>();
+  private known: Set<string> | null = null;
   private heatmapSeen = isReport();
   private busy = false;
   private again = false;
@@ -295,8 +295,8 @@ export class Page {
 
   private announce(shown: Shown[]): void {
     const now = new Set(shown.flatMap(({ run }) => headlines(run.report.diagnoses).map(({ diagnosis }) => `${run.run}: ${diagnosis.message}`)));
-    const fresh = [...now].filter((one) => !this.known.has(one));
-    if (fresh.length && this.known.size) say(`New: ${shorten(fresh.join("; "), 300)}`);
+    const fresh = [...now].filter((one) => !this.known?.has(one));
+    if (fresh.length && this.known) say(`New: ${shorten(fresh.join("; "), 300)}`);
     this.known = now;
   }
 
@@ -342,6 +342,8 @@ export class Page {
   private choose(change: Partial<typeof place>): void {
     Object.assign(place, change);
     writePlace();
+    // what another run has is no news
+    if (change.runs) this.known = null;
     if (change.rule) void this.rule.open(change.rule);
     if (change.rule !== undefined) return;
     if (change.layer !== undefined) this.table.select(place.layer, true);

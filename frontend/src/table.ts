@@ -342,7 +342,9 @@ export class LayerTable {
     this.active = Math.max(0, Math.min(this.shown.length - 1, this.active + move));
     this.reveal(this.active);
     this.draw(true);
-    this.body.querySelector<HTMLElement>('button[tabindex="0"]')?.focus({ preventScroll: true });
+    const button = this.body.querySelector<HTMLElement>('button[tabindex="0"]');
+    button?.focus({ preventScroll: true });
+    button?.scrollIntoView({ block: "nearest" });
   }
 
   private reveal(at: number): void {

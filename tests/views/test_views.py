@@ -225,6 +225,29 @@ def test_a_deep_network_gets_fewer_columns():
     assert Heat("mean_shift", sites)._columns * len(sites) <= 2_000_000
 
 
+def test_the_heatmaps_of_all_runs_are_bounded_together(tmp_path, monkeypatch):
+    for name in "abc":
+        record(tmp_path / name, 1, 2)
+    views = views_of(tmp_path)
+    size = Heat("matters", views["a"]._now.sites).nbytes
+    monkeypatch.setattr(heat_module, "_MEMORY", 2 * size)
+    for name in "abcab":
+        views[name].heatmap("matters")
+    assert [run.parent.name for run, _ in views._heats._kept] == ["a", "b"]
+    monkeypatch.setattr(heat_module, "_MEMORY", 0)
+    assert views["c"].heatmap("matters")["complete"] == 1.0
+
+
+def test_samples_without_a_call_are_samples(tmp_path):
+    sink = record(tmp_path, 1)
+    sink.write(SignalTable(2, 0, (), np.zeros((0, len(STATISTICS)), np.float32), idle=("bn",)))
+    view = views_of(tmp_path)["."]
+    assert jsonable(view.layers())["rows"] == []
+    assert view.overview()["layers"][2]["idle"]
+    assert [value is None for value in view.series("bn")["sites"][0]["batch_mean"]] == [False, True]
+    assert jsonable(view.heatmap("matters"))["values"][0][1] is None
+
+
 def test_runs_are_found_named_and_forgotten(tmp_path):
     record(tmp_path, 1)
     record(tmp_path / "b" / "c", 1)

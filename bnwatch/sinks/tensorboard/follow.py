@@ -277,17 +277,16 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
     """
     layout, source = samples[0].layout, samples[0].source
     width = layout.width
-    raw = np.empty((len(samples), stop - first, width), "<f4")
-    view, size = memoryview(raw.data).cast("B"), 4 * (stop - first) * width
+    raw = np.empty((len(samples), (stop - first) * width), "<f4")
     with source.open() as file:
         try:
-            for number, sample in enumerate(samples):
+            for row, sample in zip(raw, samples, strict=True):
                 file.seek(sample.content + 4 * first * width)
-                if size and file.readinto(view[number * size : (number + 1) * size]) != size:  # type: ignore[attr-defined]
+                if row.size and file.readinto(row) != row.nbytes:  # type: ignore[attr-defined]
                     raise GoneError(str(sample.step))
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.rearranged(raw.reshape(-1, width)).reshape(len(samples), stop - first, len(STATISTICS))
+    return layout.arranged(raw.reshape(len(samples) * (stop - first), width)).reshape(len(samples), -1, len(STATISTICS))
 
 
 def alike(samples: Sequence[Sample]) -> Iterator[slice]:

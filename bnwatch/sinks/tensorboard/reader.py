@@ -210,13 +210,18 @@ class File:
 
 
 class TableLayout:
-    """What rows and columns of a table mean, and where its columns are today."""
+    """What rows and columns of a table mean, and where its columns are today.
+
+    Attributes:
+        sites: the call site of each row; none for a table of one layer.
+        layer: what the table is of, where it is of one layer.
+        width: columns that are written.
+    """
 
     def __init__(self, metadata: Fields, today: tuple[str, ...], *, sites: bool) -> None:
         """Read the description of a table with these columns today; of call sites, or of one layer."""
         self.sites = tuple(schema.parse_site(site) for site in metadata.items("sites")) if sites else ()
         self.layer = "" if sites else metadata.text("layer")
-        self._of_sites = sites
         written, zeros = metadata.texts("statistics"), metadata.maybe_texts("zeros")
         self.width, self._same = len(written), written == today
         places = {name: n for n, name in enumerate(written)}
@@ -226,16 +231,7 @@ class TableLayout:
         self._blank = np.array([0.0 if name in zeros else np.nan for name in today], np.float32)
 
     def arranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return ``values`` with the columns in today's order."""
-        # of no column there may be any number of rows: no memory for a claim
-        rows = len(self.sites) if self._of_sites or not self.width else len(values)
-        if values.shape != (rows, self.width):
-            msg = "a table is not of the shape its tag describes"
-            raise SchemaError(msg)
-        return self.rearranged(values)
-
-    def rearranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return some rows with the columns in today's order."""
+        """Return ``values``, shape ``(rows, width)``, with the columns in today's order."""
         if self._same:
             return values
         arranged = np.empty((len(values), len(self._blank)), np.float32)
@@ -308,10 +304,10 @@ class Decoder:
             tag = value.tag
             if tag.startswith(schema.STATS):
                 layout = self._layout(tag, value)
-                table = layout, layout.arranged(_floats(value.tensor))
+                table = layout, layout.arranged(_table(value.tensor, layout.width, len(layout.sites)))
             elif tag.startswith(schema.SITES):
                 layout = self._layout(tag, value)
-                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor))))
+                shared.append(SharedSites(layout.layer, layout.arranged(_table(value.tensor, layout.width))))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
                 entities.append(self._described(tag, value).statistics(step, self.epoch, _floats(value.tensor)))
@@ -381,6 +377,17 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
         msg = "a table is not as large as it says"
         raise SchemaError(msg)
     values: NDArray[np.float32] = np.frombuffer(tensor.tensor_content, "<f4").reshape(shape)
+    return values
+
+
+def _table(tensor: Any, width: int, rows: int | None = None) -> NDArray[np.float32]:
+    values = _floats(tensor)
+    if rows is None:
+        # of no column there may be any number of rows: no memory for a claim
+        rows = len(values) if width else 0
+    if values.shape != (rows, width):
+        msg = "a table is not of the shape its tag describes"
+        raise SchemaError(msg)
     return values
 
 
