@@ -86,11 +86,18 @@ def test_the_answers_are_those_of_the_tab(capsys, tmp_path):
 
 
 def test_every_sample_that_is_offered_is_there(capsys, tmp_path):
-    record(tmp_path / "run")
+    sink = TensorBoardSink(tmp_path / "run")
+    sink.write(samples.attachment("bn"))
+    for step in range(1, 61):
+        sink.write(samples.table(step, "bn", sites=2))
+        sink.write(samples.channels(step))
+    sink.close(calm())
     answers = written(capsys, tmp_path, tmp_path / "run")[0].answers
-    steps = answers["layers?run=."]["steps"]
-    assert len(steps) > 5
-    assert all(f"layers?run=.&step={step}" in answers for step in steps[:-1])
+    for key in ("layers?run=.", "channels?layer=bn&run=."):
+        *earlier, last = answers[key]["steps"]
+        assert 10 < len(earlier) < 20
+        assert last == answers[key]["step"] == 60
+        assert all(answers[f"{key}&step={step}"]["step"] == step for step in earlier)
 
 
 def test_it_runs_its_own_script_only_and_asks_nobody(capsys, tmp_path):
