@@ -11,7 +11,7 @@ import { place, readPlace, watchPlace, writePlace } from "./place";
 import { RulePanel } from "./rule";
 import { badge, chosen, RunPicker, title } from "./runs";
 import { SeriesCharts } from "./series";
-import { get, isReport } from "./source";
+import { get, holds, isReport } from "./source";
 import { LayerTable } from "./table";
 import { count, number, shorten } from "./text";
 import { followTheme } from "./theme";
@@ -49,6 +49,8 @@ export class Page {
   private runs: Runs = { runs: [], problems: [], hint: null };
   private readonly held = new Map<string, { version: string; run: Run }>();
   private readonly tables = new Map<string, { key: string; layers: Layers }>();
+  /** Of a report: the steps whose tables it holds. */
+  private readonly offered = new Map<string, number[]>();
   private readonly asked = new Map<string, string>();
   private known: Set<string> | null = null;
   private heatmapSeen = isReport();
@@ -234,7 +236,8 @@ export class Page {
 
   private async loadRun(run: string): Promise<void> {
     const version = this.runs.runs.find((one) => one.run === run)?.version ?? "";
-    const wanted = isReport() ? null : place.step;
+    if (isReport() && !this.offered.has(run)) this.offered.set(run, (await get<Layers>("layers", { run })).steps);
+    const wanted = this.askable("layers", { run }, this.offered.get(run) ?? []);
     const key = `${version} ${wanted === null ? "" : wanted}`;
     const asks: Promise<void>[] = [];
     if (this.held.get(run)?.version !== version) {
@@ -245,6 +248,15 @@ export class Page {
       asks.push(get<Layers>("layers", params).then((layers) => void this.tables.set(run, { key, layers })));
     }
     await Promise.all(asks);
+  }
+
+  // A report holds the answers for some steps: then the nearest of them is asked for, or the latest, which has no step.
+  private askable(route: string, params: Record<string, string>, steps: number[]): number | null {
+    if (place.step === null || !isReport()) return place.step;
+    const last = steps.at(-1);
+    const held = steps.filter((step) => step === last || holds(route, { ...params, step }));
+    const step = held[nearest(held, place.step)];
+    return step === undefined || !holds(route, { ...params, step }) ? null : step;
   }
 
   private get shown(): Shown[] {
@@ -309,11 +321,15 @@ export class Page {
     place.layer = blamed ?? worst ?? run.layers[0]?.layer ?? "";
   }
 
+  private get steps(): number[] {
+    return this.offered.get(place.focus) ?? this.tables.get(place.focus)?.layers.steps ?? [];
+  }
+
   private showStep(): void {
     const layers = this.tables.get(place.focus)?.layers;
-    const steps = layers?.steps ?? [];
+    const steps = this.steps;
     this.slider.max = String(Math.max(0, steps.length - 1));
-    this.slider.disabled = steps.length < 2 || isReport();
+    this.slider.disabled = steps.length < 2;
     this.latest.hidden = place.step === null;
     if (!this.sliding) {
       const at = layers?.step === null || layers?.step === undefined ? steps.length - 1 : nearest(steps, layers.step);
@@ -328,7 +344,7 @@ export class Page {
   }
 
   private slid(): void {
-    const steps = this.tables.get(place.focus)?.layers.steps ?? [];
+    const { steps } = this;
     const at = Number(this.slider.value);
     const step = at === steps.length - 1 ? null : (steps[at] ?? null);
     this.describeStep(steps[at] ?? null);
@@ -386,7 +402,7 @@ export class Page {
     }
     const version = this.held.get(run.run)?.version ?? "";
     const asked = { run: run.run, layer: layer.layer };
-    const step = isReport() ? null : place.step;
+    const step = this.askable("channels", asked, run.channels[layer.layer] ?? []);
     await Promise.all([
       this.ask<Series>("series", asked, version, this.series, (series) => this.series.show(series, place.step)),
       this.ask<Channels>("channels", step === null ? asked : { ...asked, step }, version, this.channels, (channels) => this.channels.show(channels)),

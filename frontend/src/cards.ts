@@ -56,7 +56,7 @@ export function showDiagnoses(home: HTMLElement, run: Run, actions: Actions): vo
     const past = report.diagnoses.filter((one) => one.state !== "active");
     return [
       ...run.problems.map((problem) => notice("warning", "Not everything could be read", shorten(problem, LONGEST))),
-      trees.length ? null : calm(run),
+      trees.some(({ diagnosis }) => diagnosis.severity !== "info") ? null : calm(run, trees.length > 0),
       ...trees.map((tree, at) => card(run.run, tree, layers, actions, at === 0, 3)),
       folded(run.run, "cleared", past.filter((one) => one.state === "cleared"), layers, actions),
       folded(run.run, "allowed", past.filter((one) => one.state === "allowed"), layers, actions),
@@ -69,7 +69,7 @@ export function notice(kind: string, title: string, ...text: Child[]): HTMLEleme
   return h("div", { class: `notice ${kind}` }, icon(kind), h("div", {}, h("strong", {}, title), h("p", {}, ...text)));
 }
 
-function calm(run: Run): HTMLElement {
+function calm(run: Run, informed: boolean): HTMLElement {
   const { report } = run;
   if (!report.samples) {
     return notice(
@@ -88,7 +88,7 @@ function calm(run: Run): HTMLElement {
   const unseen = report.skipped.length
     ? `${count(report.skipped.length, "rule")} could not look; below is why.`
     : "Every rule could look.";
-  return notice("fine", "Nothing is wrong", `Looked at ${seen}. ${unseen}`);
+  return notice("fine", informed ? "Nothing is wrong; this is worth knowing" : "Nothing is wrong", `Looked at ${seen}. ${unseen}`);
 }
 
 function card(

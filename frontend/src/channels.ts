@@ -63,6 +63,7 @@ export class ChannelView {
     const at = step === null ? -1 : steps.indexOf(step);
     if (document.activeElement !== this.slider || !this.timer) this.slider.value = String(at < 0 ? steps.length - 1 : at);
     this.describeStep();
+    this.figure.tools.hidden = !steps.length;
     if (channels.missing !== null || !channels.sites.length) {
       this.figure.blank(nothing("No single channels of this layer are in the record.", channels.missing ?? "They are written for the layers that are farthest off."));
       return;

@@ -101,13 +101,14 @@ export class HeatmapView {
     this.labels = labelled ? Math.min(LABELS, this.box.clientWidth / 4) : 0;
     const { context, wide } = prepare(this.canvas, this.row * map.sites.length);
     const cell = (wide - this.labels) / map.steps.length;
-    const gap = this.row >= 10 ? 1 : 0;
-    map.values.forEach((values, site) => {
-      values.forEach((value, column) => {
-        context.fillStyle = value === null ? color("unknown") : css(colors.at(num(value)));
-        context.fillRect(this.labels + column * cell, site * this.row, Math.ceil(cell), this.row - gap);
-      });
-    });
+    context.fillStyle = color("unknown");
+    context.fillRect(this.labels, 0, wide, this.row * map.sites.length);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(picture(map, colors), this.labels, 0, wide - this.labels, this.row * map.sites.length);
+    if (this.row >= 10) {
+      context.fillStyle = color("card");
+      map.sites.forEach((_, site) => context.fillRect(this.labels, (site + 1) * this.row - 1, wide, 1));
+    }
     const shared = new Set(map.sites.filter(([layer], at) => map.sites[at - 1]?.[0] === layer).map(([layer]) => layer));
     map.sites.forEach(([layer, index, replica], site) => {
       const chosen = layer === this.selected.layer;
@@ -267,6 +268,20 @@ export class HeatmapView {
       map.sites.slice(0, 200).map(([layer, index, replica], site) => [siteName(layer, index, replica, 80), ...columns.map((at) => number(map.values[site]?.[at]))]),
     );
   }
+}
+
+/** The map with a pixel a cell; what was not seen stays transparent. */
+function picture(map: Heatmap, colors: Scale): HTMLCanvasElement {
+  const made = h("canvas", { width: map.steps.length, height: map.sites.length });
+  const context = made.getContext("2d") as CanvasRenderingContext2D;
+  const image = context.createImageData(made.width, made.height);
+  map.values.forEach((values, site) =>
+    values.forEach((value, column) => {
+      if (value !== null) image.data.set([...colors.at(num(value)), 255], 4 * (site * made.width + column));
+    }),
+  );
+  context.putImageData(image, 0, 0);
+  return made;
 }
 
 function columnOf(steps: number[], step: number): number {

@@ -36,6 +36,12 @@ export function encode(text: string): string {
   );
 }
 
+/** Whether an answer can be had: of a report only what is in it. */
+export function holds(route: string, params: Params): boolean {
+  const held = answers();
+  return held === null || address(route, params) in held;
+}
+
 /** The answer of a route. */
 export async function get<T>(route: string, params: Params = {}): Promise<T> {
   const key = address(route, params);

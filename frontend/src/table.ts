@@ -41,7 +41,7 @@ const SPARE = 12;
 /** Sorting as the network has it. */
 export const ORDER = "order";
 /** What is shown first; the others are a tick away. */
-const FIRST = ["batch_mean", "running_mean", "batch_std", "running_std", "mean_shift", "std_ratio", "effective_samples", "count", "updates"];
+const FIRST = ["mean_shift", "std_ratio", "batch_mean", "running_mean", "batch_std", "running_std"];
 const COMPARED = ["mean_shift", "std_ratio"];
 
 export class LayerTable {
@@ -66,6 +66,10 @@ export class LayerTable {
   private selected = "";
   private active = 0;
   private drawn = "";
+  /** The rows that exist, by their place; what is above and below them is two rows of the right height. */
+  private readonly inDocument = new Map<number, HTMLElement>();
+  private readonly above = spacer();
+  private readonly below = spacer();
   private headed = "";
 
   constructor(
@@ -152,6 +156,15 @@ export class LayerTable {
         matters: true,
         ...own,
       });
+      if (!several) {
+        columns.push({
+          key: "why",
+          title: "Because",
+          help: "the number that is farthest off",
+          value: (row) => of(row)?.why ?? "",
+          text: (row) => shorten(of(row)?.why ?? "", 120),
+        });
+      }
       for (const name of names) {
         if (!wanted.has(name)) continue;
         const place = part.layers.statistics.indexOf(name);
@@ -163,15 +176,6 @@ export class LayerTable {
           value: (row) => num(of(row)?.values[place]),
           text: (row) => number(of(row)?.values[place]),
           ...own,
-        });
-      }
-      if (!several) {
-        columns.push({
-          key: "why",
-          title: "Because",
-          help: "the number that is farthest off",
-          value: (row) => of(row)?.why ?? "",
-          text: (row) => shorten(of(row)?.why ?? "", 120),
         });
       }
     });
@@ -187,7 +191,7 @@ export class LayerTable {
     );
     const cell = (key: string, title: string, help: string, color?: string): HTMLElement => {
       const button = h("button", { type: "button", title: help, "data-key": `sort ${key}`, onclick: () => this.sortBy(key) }, title, h("span", { class: "arrow", "aria-hidden": "true" }));
-      const made = h("th", { scope: "col", "data-sort": key }, button);
+      const made = h("th", { scope: "col", "data-sort": key, class: key === "why" ? "why" : null }, button);
       if (color) made.style.borderTopColor = `var(--${color})`;
       return made;
     };
@@ -199,7 +203,7 @@ export class LayerTable {
         ...columns.map((column) => cell(column.key, column.title, column.help, column.color)),
       ),
     );
-    const width = 260 + columns.reduce((sum, column) => sum + (column.key === "why" ? 240 : 100), 0);
+    const width = 260 + columns.reduce((sum, column) => sum + (column.key === "why" ? 250 : 100), 0);
     this.table.style.minWidth = `${width}px`;
   }
 
@@ -274,18 +278,29 @@ export class LayerTable {
     if (!anew && key === this.drawn) return;
     this.drawn = key;
     const focused = this.body.contains(document.activeElement);
-    const colors = scale("matters", 0, 2);
-    const rows: HTMLElement[] = [];
-    for (let at = first; at < last; at += 1) {
-      const row = this.shown[at];
-      if (row) rows.push(this.row(row, at, colors));
+    if (anew) {
+      this.inDocument.clear();
+      this.body.replaceChildren(this.above, this.below);
     }
-    const spacer = (height: number): HTMLElement => {
-      const made = h("tr", { class: "spacer", "aria-hidden": "true" }, h("td", { colspan: this.columns.length + 1 }));
-      made.style.height = `${height}px`;
-      return made;
-    };
-    this.body.replaceChildren(spacer(first * HEIGHT), ...rows, spacer((this.shown.length - last) * HEIGHT));
+    for (const [at, row] of this.inDocument) {
+      if (at >= first && at < last) continue;
+      row.remove();
+      this.inDocument.delete(at);
+    }
+    const colors = scale("matters", 0, 2);
+    let next: HTMLElement = this.below;
+    for (let at = last - 1; at >= first; at -= 1) {
+      const shown = this.shown[at];
+      let row = this.inDocument.get(at);
+      if (!row && shown) {
+        row = this.row(shown, at, colors);
+        this.inDocument.set(at, row);
+        this.body.insertBefore(row, next);
+      }
+      next = row ?? next;
+    }
+    this.above.style.height = `${first * HEIGHT}px`;
+    this.below.style.height = `${(this.shown.length - last) * HEIGHT}px`;
     if (focused) this.body.querySelector<HTMLElement>('button[tabindex="0"]')?.focus({ preventScroll: true });
   }
 
@@ -353,6 +368,10 @@ export class LayerTable {
     if (top < this.box.scrollTop) this.box.scrollTop = top;
     else if (top + HEIGHT > this.box.scrollTop + room) this.box.scrollTop = top + HEIGHT - room;
   }
+}
+
+function spacer(): HTMLElement {
+  return h("tr", { class: "spacer", "aria-hidden": "true" }, h("td", {}));
 }
 
 // Of a long path the end tells most.

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import expect
 
+from bnwatch.cli import main
 from bnwatch.views import RunViews
 from tests.browser.conftest import faults
 
@@ -56,5 +57,25 @@ def test_a_report_shows_what_it_holds_and_says_what_it_does_not(visit, logdir, t
     page.reload()
     expect(page.locator("#layer-title")).to_contain_text("l1")
     assert faults(page) == []
-    page.wait_for_timeout(4500)
+    assert all(url.startswith("file:") for url in window.requests)
+
+
+def test_the_report_of_the_command_line_is_the_page(visit, logdir, tmp_path):
+    path = tmp_path / "report.html"
+    assert main(["report", str(logdir), "--format", "html", "--output", str(path)]) == 1
+    window = visit(dark=True)
+    page = window.window
+    page.goto(f"{path.as_uri()}#p.bnwatch.runs=shared|cold")
+    expect(page.locator(".run-cards")).to_have_count(2)
+    expect(page.locator(".run-cards").nth(1)).to_contain_text("Evaluation ran while moving averages still held")
+    expect(page.locator("figure[data-figure=channels] canvas")).to_have_count(2)
+    latest = page.locator("output[for=step]").inner_text()
+    page.locator("#step").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("output[for=step]")).not_to_have_text(latest)
+    expect(page.get_by_role("button", name="Latest")).to_be_visible()
+    page.get_by_role("button", name="About BN101").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Why it matters")
+    page.keyboard.press("Escape")
+    assert faults(page) == []
     assert all(url.startswith("file:") for url in window.requests)

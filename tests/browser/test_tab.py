@@ -29,8 +29,11 @@ def cells_of(column):
 def test_each_kind_of_run_is_seen_on_each_backend(visit, request, backend):
     window = visit()
     server = request.getfixturevalue(backend)
+    tab = window.tab(server, only("shared"))
     for name, sentence in SEEN.items():
-        tab = window.tab(server, only(name))
+        tab.locator(".picker summary").click()
+        tab.locator(".run", has_text=name).get_by_role("button", name="Only this").click()
+        window.window.keyboard.press("Escape")
         expect(tab.locator(".diagnoses")).to_contain_text(sentence)
         expect(tab.locator(".one-run")).to_have_text(name)
         expect(tab.locator("figure[data-figure=accuracy] canvas")).to_be_visible()
@@ -230,11 +233,24 @@ def test_the_cells_and_the_attribution_are_tables_and_bars(visit, tensorboard):
     expect(tab.locator("#layer-title")).to_contain_text("head/bn")
 
 
-def test_the_channels_of_a_layer_are_shown_or_it_is_said_why_not(visit, tensorboard):
-    tab = visit().page(tensorboard, only("shared"))
-    figure = tab.locator("figure[data-figure=channels]")
-    expect(figure).not_to_have_attribute("aria-busy", "true")
-    expect(figure.locator(".sentence, .nothing").filter(has_text="channel")).to_be_visible()
+def test_the_channels_of_a_layer_are_seen_at_the_chosen_step(visit, tensorboard):
+    window = visit()
+    page = window.page(tensorboard, only("shared"))
+    figure = page.locator("figure[data-figure=channels]")
+    expect(figure.locator(".sentence")).to_contain_text("8 channels at step 300. Farthest off is channel")
+    histogram, strip = figure.locator("canvas").all()
+    expect(histogram).to_have_attribute("aria-label", re.compile("^Histogram of the shift of 16 channels"))
+    strip.focus()
+    window.window.keyboard.press("End")
+    expect(figure.locator("[role=status]")).to_contain_text("Channel 7: call 1: batch")
+    figure.get_by_label("Show").select_option("std_ratio")
+    expect(histogram).to_have_attribute("aria-label", re.compile("^Histogram of the ratio"))
+    figure.get_by_label("At step").focus()
+    window.window.keyboard.press("Home")
+    expect(figure.locator(".sentence")).to_contain_text("at step 1.")
+    expect(page.locator("output[for=step]")).to_have_text("1")
+    figure.get_by_text("Show the numbers").click()
+    expect(figure.locator("table.data tbody tr")).to_have_count(16)
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 800), (False, 800)])

@@ -217,7 +217,6 @@ class _Followed:
             sample = self._sample(skimmed.step, values, layout, span, span.offset + skimmed.content)
         except (ValueError, RecursionError):
             return False
-        self._decoder.epoch = sample.epoch
         self._file.add(skimmed.step, skimmed.wall_time, [sample])
         return True
 
@@ -245,13 +244,10 @@ class _Followed:
         )
 
     def table(self, sample: Sample) -> SignalTable:
-        # one of its own: that of the file remembers what it read last
-        decoder = Decoder({})
-        decoder.layouts = self._decoder.layouts
         with self.open() as file:
             try:
                 event = read_event(file, sample.span)
-                tables = [] if event is None else [e for e in decoder.event(event) if isinstance(e, SignalTable)]
+                tables = [] if event is None else [e for e in self._decoder.event(event) if isinstance(e, SignalTable)]
             except (OSError, ValueError, RecursionError) as error:
                 raise GoneError(str(error)) from None
         if len(tables) != 1 or tables[0].step != sample.step:
@@ -286,7 +282,8 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
             _read_at(file, places, raw)
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.arranged(raw.reshape(len(samples) * (stop - first), width)).reshape(len(samples), -1, len(STATISTICS))
+    rows = layout.arranged(raw.reshape(len(samples) * (stop - first), width), STATISTICS)
+    return rows.reshape(len(samples), -1, len(STATISTICS))
 
 
 def _read_at(file: BinaryIO, places: list[int], rows: Float32) -> None:
