@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ COLUMNS = 400
 _CELLS = 2_000_000
 """Cells at most, 8 bytes each: a network of so many call sites gets fewer columns."""
 
-_CHUNK = 4_000_000
+_CHUNK = 8_000_000
 """Bytes read at a time."""
 
 
@@ -89,6 +89,8 @@ class Heat:
             GoneError: one is not there any more.
         """
         end = time.monotonic() + seconds
+        while self._folded == 0 and len(samples) > self._columns * self._width:
+            self._width *= 2
         while self._folded < len(samples):
             self._chunk(samples, concern)
             if time.monotonic() >= end:
@@ -96,24 +98,30 @@ class Heat:
         return self._folded / len(samples) if samples else 1.0
 
     def _chunk(self, samples: Sequence[Sample], concern: Callable[[Sample], Concern]) -> None:
-        """Fold the next few samples of one column."""
+        """Fold the next few samples."""
         while self._folded >= self._columns * self._width:
             self._halve()
-        first, column = self._folded, self._folded // self._width
+        first = self._folded
         size = 4 * len(samples[first].sites) * max(samples[first].layout.width, 1)
-        stop = min((column + 1) * self._width, first + max(_CHUNK // max(size, 1), 1))
+        stop = min(self._columns * self._width, first + max(_CHUNK // max(size, 1), 1))
         part = next(alike(samples[first:stop]))
         some = samples[first : first + part.stop]
-        sites = some[0].sites
-        values, distance = judged(self._statistic, read_rows(some, 0, len(sites)), concern(some[0]))
-        farthest = distance.argmax(axis=0)
-        every = np.arange(len(sites))
-        rows = self._rows_of(some[0])
+        values, distance = judged(self._statistic, read_rows(some, 0, len(some[0].sites)), concern(some[0]))
+        rows, start = self._rows_of(some[0]), 0
+        while start < len(some):
+            column = (first + start) // self._width
+            end = min((column + 1) * self._width - first, len(some))
+            self._merge(column, rows, values[start:end], distance[start:end])
+            start = end
+        self._folded += len(some)
+        self._last = some[-1]
+
+    def _merge(self, column: int, rows: NDArray[np.intp], values: NDArray[Any], distance: NDArray[Any]) -> None:
+        """Take the farthest of some samples, ``(samples, sites)``, into a column, where it is farther than what is."""
+        farthest, every = distance.argmax(axis=0), np.arange(len(rows))
         found, far = values[farthest, every], distance[farthest, every]
         better = far > self._distance[rows, column]
         self._values[rows[better], column], self._distance[rows[better], column] = found[better], far[better]
-        self._folded += len(some)
-        self._last = some[-1]
 
     def _rows_of(self, sample: Sample) -> NDArray[np.intp]:
         layout = sample.layout
