@@ -118,8 +118,8 @@ class Follower:
         changed = self._files.keys() != present.keys()
         for name, stat in present.items():
             known = self._files.get(name)
-            if known is None or known.identity != (stat.st_dev, stat.st_ino) or stat.st_size < known.offset:
-                known = _Followed(self.directory / name, (stat.st_dev, stat.st_ino))
+            if known is None or known.identity != stat.st_ino or stat.st_size < known.offset:
+                known = _Followed(self.directory / name, stat.st_ino)
                 changed = True
             self._files[name] = known
             changed |= known.read(stat.st_size)
@@ -140,7 +140,7 @@ class Follower:
 class _Followed:
     """One event file."""
 
-    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
+    def __init__(self, path: Path, identity: int) -> None:
         self.identity = identity
         self.offset = 0
         self._file = File(path)
@@ -259,8 +259,7 @@ class _Followed:
             file = self._file.path.open("rb", buffering=0)
         except OSError as error:
             raise GoneError(str(error)) from None
-        stat = os.fstat(file.fileno())
-        if (stat.st_dev, stat.st_ino) != self.identity:
+        if os.fstat(file.fileno()).st_ino != self.identity:
             file.close()
             raise GoneError(str(self._file.path))
         return cast("BinaryIO", file)
@@ -423,8 +422,9 @@ def _event_files(directory: Path) -> dict[str, os.stat_result]:
     found = {}
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            # opening anything but a file may wait for ever
-            if is_event_file(entry.name) and entry.is_file():
-                # what the entry itself tells has no inode on Windows
-                found[entry.name] = Path(entry.path).stat()
+            # one that vanishes meanwhile is not there; opening anything but a file may wait for ever
+            with suppress(OSError):
+                if is_event_file(entry.name) and entry.is_file():
+                    # what the entry itself tells has no inode on Windows
+                    found[entry.name] = Path(entry.path).stat()
     return dict(sorted(found.items()))
