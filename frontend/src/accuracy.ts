@@ -15,7 +15,7 @@ export interface Shown {
 export class Accuracy {
   private readonly chart = new Chart();
   private readonly legend = h("div");
-  private readonly figure = new Figure("accuracy", "Accuracy in training and evaluation", [], [this.legend, this.chart.element]);
+  private readonly figure = new Figure("accuracy", "Training and evaluation", [], [this.legend, this.chart.element]);
   readonly element = this.figure.element;
   private drawn = "";
 

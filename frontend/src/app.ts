@@ -56,6 +56,7 @@ export class Page {
   private heatmapSeen = isReport();
   private busy = false;
   private again = false;
+  private slept = false;
   private timer = 0;
   private sliding = 0;
 
@@ -83,7 +84,7 @@ export class Page {
     if (place.rule) void this.rule.open(place.rule);
     if (isReport()) return;
     const wake = (): void => {
-      if (this.awake) void this.tick();
+      if (this.awake && this.slept) void this.tick();
     };
     document.addEventListener("visibilitychange", wake);
     window.addEventListener("resize", wake);
@@ -164,7 +165,8 @@ export class Page {
   }
 
   private async tick(): Promise<void> {
-    if (this.awake) await this.refresh();
+    this.slept = !this.awake;
+    if (!this.slept) await this.refresh();
     this.wait();
   }
 
@@ -378,7 +380,7 @@ export class Page {
     const run = this.focused;
     if (!run) return;
     const layer = run.layers.find((one) => one.layer === place.layer);
-    this.layerTitle.replaceChildren("Layer ", h("bdi", { class: "path" }, layer ? shorten(layer.layer, 160) : ""));
+    update(this.layerTitle, layer?.layer, () => ["Layer ", h("bdi", { class: "path" }, layer ? shorten(layer.layer, 160) : "")]);
     const spec = layer?.spec;
     this.layerFacts.textContent = spec
       ? [

@@ -196,7 +196,7 @@ function numbers(one: Diagnosis): HTMLElement | null {
           "dd",
           {},
           h("strong", {}, number(measured.value)),
-          measured.unit ? ` ${shorten(measured.unit, 60)}` : null,
+          ...(measured.unit ? [" ", ...inline(shorten(measured.unit))] : []),
           measured.interval ? h("span", { class: "muted small" }, ` ${interval(measured.interval)}`) : null,
         ),
       ),

@@ -97,7 +97,7 @@ export class LayerTable {
     this.chooser = h("details", { class: "chooser" }, h("summary", {}, "Columns"), h("fieldset", {}));
     this.element = h(
       "div",
-      {},
+      { class: "stack" },
       h("div", { class: "tools" }, h("label", { for: "layer-search" }, "Search layers ", this.search), this.chooser, this.told),
       this.box,
       this.empty,
@@ -107,6 +107,8 @@ export class LayerTable {
   }
 
   show(parts: Part[], statistics: Statistic[]): void {
+    const same = parts.length === this.parts.length && parts.every((part, at) => part.layers === this.parts[at]?.layers && part.letter === this.parts[at]?.letter);
+    if (same) return;
     this.parts = parts;
     this.statistics = statistics;
     const rows = new Map<string, Row>();
@@ -127,6 +129,7 @@ export class LayerTable {
   }
 
   select(layer: string, reveal: boolean): void {
+    if (layer === this.selected && !reveal) return;
     this.selected = layer;
     if (reveal) {
       const at = this.shown.findIndex((row) => row.layer === layer);

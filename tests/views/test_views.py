@@ -167,7 +167,7 @@ def test_long_lines_keep_what_stands_out(tmp_path):
         if step == 222:
             values[0, STATISTICS.index("batch_mean")] = values[0, STATISTICS.index("mean_shift")] = np.nan
         sink.write(SignalTable(step, 0, sites, values))
-    answer = jsonable(views_of(tmp_path)["."].series("bn", 50))
+    answer = jsonable(views_of(tmp_path)["."].series("bn", points=50))
     assert len(answer["steps"]) <= 50
     assert {1, 123, 222, 321, 400} <= set(answer["steps"])
     at = answer["steps"].index(222)
