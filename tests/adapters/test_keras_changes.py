@@ -284,7 +284,9 @@ def test_an_evaluation_without_fit(arguments):
     assert watched == plain
     (record,) = seen.evaluations
     assert (record.step, record.examples, record.accuracy) == (0, 96, pytest.approx(plain[1]))
-    assert record.majority == pytest.approx(np.bincount(Y).max() / 96)
+    # Keras 2 takes a function that was traced before any callback begins
+    unseen = LEGACY and "run_eagerly" not in arguments
+    assert record.majority == (None if unseen else pytest.approx(np.bincount(Y).max() / 96))
     assert (record.moved, record.swapped, record.classes) == ((), None, CLASSES)
     assert (len(seen.labs), seen.closed) == (1, 1)
     assert not hooks(model)

@@ -294,3 +294,14 @@ def test_layers_in_lists_of_a_subclassed_model():
     compiled(Listed()).fit(x, y, verbose=0, callbacks=[callback])
     assert not watch.faults
     assert sorted(str(call.site) for call in watch.snapshots[0].calls) == ["bn_0#0", "bn_1#0", "last#0"]
+
+
+def test_a_first_evaluation_leaves_no_function_behind():
+    x, y = data(32, shape=(5,))
+    model = make(lambda: keras.Sequential([layers.BatchNormalization(), layers.Dense(CLASSES)]))
+    callback, watch = faked()
+    watched = model.evaluate(x, y, verbose=0, callbacks=[callback])
+    assert watch.faults == []
+    assert watch.evaluations[0].majority is not None
+    assert model.test_function is None
+    assert model.evaluate(x, y, verbose=0) == watched

@@ -18,6 +18,9 @@ class LegacyFunctions(TensorFlowFunctions):
     def __init__(self, model: Any) -> None:
         """Remember the functions as they are."""
         super().__init__(model)
+        if not _traced(model.test_function):
+            # `evaluate` took it before any callback began, and is about to trace it with the tap inside
+            self._saved = (self._saved[0], None)
         self._saved_inner, self._made_inner = model.train_tf_function, None
 
     def make(self, training: TensorFlowKeeper | None, evaluation: TensorFlowKeeper | None) -> None:
@@ -37,10 +40,14 @@ class LegacyFunctions(TensorFlowFunctions):
 
 def draws_from_its_own_stream(function: Any) -> bool:
     """Return whether a train function was traced, and holds an operation with a random stream of its own."""
-    graphs = [concrete.graph for concrete in getattr(function, "_list_all_concrete_functions", list)()]
+    graphs = [concrete.graph for concrete in _traced(function)]
     definitions = (graph.as_graph_def() for graph in graphs)
     nodes = (node for d in definitions for part in (d.node, *(f.node_def for f in d.library.function)) for node in part)
     return any({"seed", "seed2"} <= set(node.attr) for node in nodes)
+
+
+def _traced(function: Any) -> list[Any]:
+    return list(getattr(function, "_list_all_concrete_functions", list)())
 
 
 def _passing(model: Any, name: str, keeper: TensorFlowKeeper | None) -> None:
