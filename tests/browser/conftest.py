@@ -48,6 +48,7 @@ def logdir(tmp_path_factory):
     top = tmp_path_factory.mktemp("runs")
     for name, make in runs.KINDS.items():
         make(top / name)
+    runs.hostile(top / "<b>bold")
     return top
 
 
