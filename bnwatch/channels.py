@@ -34,7 +34,7 @@ SITES = 16
 """Call sites of a layer that are kept: the first ones."""
 
 OCTAVE = 16
-"""Samples that are recorded of as many as there were before: 126 of 2,000."""
+"""Samples that are recorded of as many as there were before: 127 of 2,000."""
 
 
 def due(samples: int) -> bool:

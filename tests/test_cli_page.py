@@ -86,11 +86,18 @@ def test_the_answers_are_those_of_the_tab(capsys, tmp_path):
 
 
 def test_every_sample_that_is_offered_is_there(capsys, tmp_path):
-    record(tmp_path / "run")
+    sink = TensorBoardSink(tmp_path / "run")
+    sink.write(samples.attachment("bn"))
+    for step in range(1, 61):
+        sink.write(samples.table(step, "bn", sites=2))
+        sink.write(samples.channels(step))
+    sink.close(calm())
     answers = written(capsys, tmp_path, tmp_path / "run")[0].answers
-    steps = answers["layers?run=."]["steps"]
-    assert len(steps) > 5
-    assert all(f"layers?run=.&step={step}" in answers for step in steps[:-1])
+    for key in ("layers?run=.", "channels?layer=bn&run=."):
+        *earlier, last = answers[key]["steps"]
+        assert 10 < len(earlier) < 20
+        assert last == answers[key]["step"] == 60
+        assert all(answers[f"{key}&step={step}"]["step"] == step for step in earlier)
 
 
 def test_it_runs_its_own_script_only_and_asks_nobody(capsys, tmp_path):
@@ -152,11 +159,28 @@ def test_a_file_too_small_for_all_has_the_most_important_and_says_so(tmp_path):
     assert {"runs", "run?run=.", "layers?run=.", "series?layer=layer%2044&run=."} <= answers.keys()
     (sentence,) = left_out
     shown_layers = sum(key.startswith("series?") for key in answers)
-    assert f"layers over the steps ({60 - shown_layers:,})" in sentence
+    assert f"lines of other layers ({60 - shown_layers:,})" in sentence
     assert 0 < shown_layers < 60
+    assert len(answers["series?layer=layer%2044&run=."]["steps"]) == 29
     everything, nothing = page.selection(shown)
     assert sum(key.startswith("series?") for key in everything) == 60
     assert nothing == []
+
+
+def test_layers_that_matter_little_have_fewer_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_COARSE", 10)
+    paths = [f"layer {n}" for n in range(20)]
+    sink = TensorBoardSink(tmp_path)
+    sink.write(samples.attachment(*paths))
+    for step in range(1, 30):
+        sink.write(samples.table(step, *paths))
+    sink.close(calm(diagnoses=(samples.diagnosis("layer 14"),)))
+    answers, _ = page.selection(Shown(str(tmp_path), read_runs(tmp_path)))
+    points = {key: len(answer["steps"]) for key, answer in answers.items() if key.startswith("series?")}
+    assert points["series?layer=layer%2014&run=."] == 29
+    assert sorted(points.values())[-8:] == [29] * 8
+    assert max(sorted(points.values())[:12]) <= 10
+    assert all(answers[key]["samples"] == 29 for key in points)
 
 
 def test_what_a_baseline_knows_is_no_alarm_in_the_file(capsys, tmp_path):

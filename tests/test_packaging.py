@@ -22,3 +22,13 @@ def test_the_version_is_said_once():
     options = ConfigParser()
     options.read(ROOT / "setup.cfg", encoding="utf-8")
     assert bnwatch.__version__ == options["metadata"]["version"]
+
+
+def test_the_page_is_packaged_and_tensorboard_finds_the_plugin():
+    options = ConfigParser()
+    options.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert options["options.package_data"]["bnwatch.dashboard"].split() == ["static/*"]
+    assert (ROOT / "bnwatch" / "dashboard" / "static" / "index.js").is_file()
+    assert options["options.entry_points"]["tensorboard_plugins"].split("=", 1)[1].strip() == (
+        "bnwatch.dashboard.loader:BNWatchLoader"
+    )

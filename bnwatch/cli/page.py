@@ -22,7 +22,7 @@ from bnwatch.cli.terminal import MisuseError, complain
 from bnwatch.rules import CATALOGUE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bnwatch.cli.report import Shown
     from bnwatch.diagnosis import Report
@@ -34,7 +34,12 @@ BUDGET = 4_500_000
 """Bytes of answers in a file, all runs together."""
 
 _FIRST, _EARLIER = 8, 12
-"""Layers whose pictures come first, at least; earlier samples whose table of layers is in the file."""
+"""Layers whose pictures come first, at least; earlier samples of a kind that are in the file, about."""
+
+_COARSE = 250
+"""Points of a line of the other layers, where the first ones have what the tab shows."""
+
+_COARSE_LINES = "lines of other layers"
 
 _MAPS = 3
 """Heatmaps that come before the other layers."""
@@ -123,7 +128,8 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     """Return the answers by address, and what was left out in sentences.
 
     In turn for every run: the table of layers, the pictures of the layers that diagnoses are about and that matter
-    most, the first heatmaps, tables of earlier samples, the other layers, and the other heatmaps.
+    most, the first heatmaps, tables of earlier samples, the other layers with fewer points, the other heatmaps, and
+    channels at earlier samples.
     """
     from bnwatch.views import RunViews
 
@@ -152,27 +158,31 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     for what, route, parameters in (one for turn in zip_longest(*queues) for one in turn if one is not None):
         # of a kind all are of about the same size: where one was too large, the others need not be computed
         kind = what, parameters["run"]
-        answer = None if kind in full else _answer(views, route, parameters)
+        answer = None if kind in full else _answer(views, what, route, parameters)
         if answer is None or (size := _size(answer)) > left:
             full.add(kind)
             missing[what] = missing.get(what, 0) + 1
             continue
         answers[address(route, **parameters)] = answer
         left -= size
-    _offer_what_is_there(answers, names)
+    _offer_what_is_there(answers, overviews)
     if not missing:
         return answers, []
     listed = ", ".join(f"{what} ({count:,})" for what, count in missing.items())
     return answers, [f"To stay small this file leaves out: {listed}. TensorBoard shows everything."]
 
 
-def _offer_what_is_there(answers: dict[str, Any], names: list[str]) -> None:
-    """Let the table of layers name no other samples than those whose table is in the file."""
-    for name in names:
-        latest = answers.get(address("layers", run=name))
-        if latest is not None:
-            earlier = [step for step in latest["steps"][:-1] if address("layers", run=name, step=step) in answers]
-            latest["steps"] = [*earlier, *latest["steps"][-1:]]
+def _offer_what_is_there(answers: dict[str, Any], overviews: Mapping[str, Any]) -> None:
+    """Let the sliders of the page stop at those samples only whose answers are in the file."""
+    for name, overview in overviews.items():
+        asked: list[tuple[str, dict[str, str]]] = [("layers", {"run": name})]
+        asked += [("channels", {"run": name, "layer": layer["layer"]}) for layer in overview["layers"]]
+        for route, parameters in asked:
+            latest = answers.get(address(route, **parameters))
+            if latest is not None:
+                *earlier, last = latest["steps"] or [None]
+                there = [step for step in earlier if address(route, **parameters, step=step) in answers]
+                latest["steps"] = [*there, *([] if last is None else [last])]
 
 
 def _judged(overview: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -197,27 +207,34 @@ def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iter
     layers = sorted(accused, key=lambda layer: (not accused[layer], -matters.get(layer, 0.0)))
     first = max(sum(accused.values()), _FIRST)
     for layer in layers[:first]:
-        yield from _pictures(name, overview, layer)
+        yield from _pictures(name, layer, "lines of layers")
     maps = [{"run": name, "statistic": statistic["name"]} for statistic in overview["statistics"]]
     for parameters in maps[:_MAPS]:
         yield "heatmaps", "heatmap", parameters
-    steps = table["steps"]
-    for step in steps[: -1 : max(len(steps) // _EARLIER, 1)]:
+    for step in _some(table["steps"]):
         yield "tables of earlier samples", "layers", {"run": name, "step": step}
     for layer in layers[first:]:
-        yield from _pictures(name, overview, layer)
+        yield from _pictures(name, layer, _COARSE_LINES)
     for parameters in maps[_MAPS:]:
         yield "heatmaps", "heatmap", parameters
+    for layer in layers[:first]:
+        for step in _some(overview["channels"].get(layer, [])):
+            yield "channels at earlier samples", "channels", {"run": name, "layer": layer, "step": step}
 
 
-def _pictures(name: str, overview: Mapping[str, Any], layer: str) -> Iterator[Candidate]:
-    yield "layers over the steps", "series", {"run": name, "layer": layer}
-    yield "layers by channel", "channels", {"run": name, "layer": layer}
-    for step in overview["channels"].get(layer, []):
-        yield "layers by channel at earlier samples", "channels", {"run": name, "layer": layer, "step": step}
+def _some(steps: Sequence[int]) -> Sequence[int]:
+    """Return about so many steps as are wanted, all but the last."""
+    return steps[: -1 : max(len(steps) // _EARLIER, 1)]
 
 
-def _answer(views: RunViews, route: str, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+def _pictures(name: str, layer: str, lines: str) -> Iterator[Candidate]:
+    yield lines, "series", {"run": name, "layer": layer}
+    yield "channels of layers", "channels", {"run": name, "layer": layer}
+
+
+def _answer(views: RunViews, what: str, route: str, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+    if what == _COARSE_LINES:
+        return views[str(parameters["run"])].series(str(parameters["layer"]), _COARSE)
     asked = {name: str(value) for name, value in parameters.items()}
     # a heatmap goes on where the answer before had no more time
     while (answer := views.answer(route, asked)).get("complete", 1.0) < 1.0:

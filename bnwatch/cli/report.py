@@ -80,7 +80,7 @@ def load(directory: str, options: argparse.Namespace) -> list[RunRecord]:
     from bnwatch.sinks.tensorboard import RecordError, read_runs
 
     try:
-        runs = read_runs(directory)
+        runs = read_runs(directory, samples=options.replay)
     except RecordError as error:
         raise MisuseError(str(error)) from None
     except (OSError, ValueError) as error:

@@ -186,19 +186,19 @@ class RunView:
             "steps": now.steps[chosen].tolist(),
         }
 
-    def series(self, layer: str) -> dict[str, Any]:
-        """Return the answer of ``series``: the statistics of one layer over all steps.
+    def series(self, layer: str, points: int = POINTS) -> dict[str, Any]:
+        """Return the answer of ``series``: the statistics of one layer over all steps, at ``points`` of them at most.
 
         Raises:
             UnknownError: there is no such layer.
         """
-        return self._read(lambda now: self._series(now, layer))
+        return self._read(lambda now: self._series(now, layer, points))
 
-    def _series(self, now: _Snapshot, layer: str) -> dict[str, Any]:
+    def _series(self, now: _Snapshot, layer: str, points: int) -> dict[str, Any]:
         layer = now.layer(layer)
         sites = [site for site in now.sites if site.layer == layer]
         values, noise = now.of_sites(sites)
-        shown = thin(len(now.samples), POINTS, *_extremes(values))
+        shown = thin(len(now.samples), points, *_extremes(values))
         values, noise = values[shown], noise[shown]
         away = np.isnan(_of(values, "count"))
         return {

@@ -98,7 +98,7 @@ def test_samples_are_skimmed_and_what_is_not_in_the_usual_form_is_read(tmp_path,
     monkeypatch.setattr(take, lambda self, file, span: read.append(span.length) or original(self, file, span))
     follower = Follower(sink.directory)
     follower.refresh()
-    # the version, the start, the attachment, the first sample, which describes the table, and the one that chose layers
+    # the version, the start, the attachment, the first sample, which describes the table, and one with a heatmap
     assert len(read) == 5
     assert len(follower.samples) == 19
     same(follower, tmp_path)

@@ -20,9 +20,10 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
-from bnwatch import Watch, render
+from bnwatch import Watch, render, testing
+from bnwatch.channels import due
 from bnwatch.diagnosis import Report, Skipped, Table
-from bnwatch.records import CallSite
+from bnwatch.records import Attachment, CallSite, EvaluationRecord
 from bnwatch.signals import STATISTICS, WINDOW, SignalTable
 from bnwatch.sinks.tensorboard import RecordError, TensorBoardSink, read_runs, schema, writer
 from bnwatch.sinks.tensorboard.events import SUFFIX, frame, read_events
@@ -109,6 +110,16 @@ def test_everything_comes_back(tmp_path):
         run=str(tmp_path / "a"), steps=40, samples=40, evaluations=1, sites=6, diagnoses=run.report.diagnoses
     )
     assert {d.key: d for d in run.report.diagnoses} == {d.key: d for d in samples.report().diagnoses}
+
+
+def test_without_its_samples_the_report_of_a_run_is_the_same(tmp_path):
+    record(tmp_path, close=False)
+    (run,) = read_runs(tmp_path, samples=False)
+    whole = the_run(tmp_path)
+    assert run == dataclasses.replace(whole, tables=(), channels=(), evaluations=run.evaluations, replicas=run.replicas)
+    assert whole.tables
+    assert whole.channels
+    assert run.report.samples == 40
 
 
 def test_the_gravest_comes_first_and_causes_before_consequences(tmp_path):
@@ -773,23 +784,37 @@ def test_closing_twice_and_writing_after_it_do_nothing(tmp_path):
 
 
 def test_a_long_record_of_a_deep_network_is_under_25_megabytes(tmp_path):
-    paths = [f"stage{n % 4}/block_{n}/batch_normalization" for n in range(200)]
-    sink = TensorBoardSink(tmp_path)
-    (path,) = sink.directory.iterdir()
-    sink.write(samples.attachment(*paths))
-    table = samples.table(1, *paths)
-    for step in range(1, 41):
-        sink.write(dataclasses.replace(table, step=step))
-    before = path.stat().st_size
-    for step in range(41, 91):
-        sink.write(dataclasses.replace(table, step=step))
-    sample = (path.stat().st_size - before) / 50
-    for n in range(200):
-        sink.write(samples.diagnosis(paths[n], step=100, last_step=100))
-    sink.write(samples.cells(100))
-    sink.close(samples.report(steps=100))
-    once = path.stat().st_size - 90 * sample
-    assert 2000 * sample + once < 25e6
+    """Of a healthy training with 512 channels, through a watch: a part of it, of which the rest is known."""
+    layers, of = 200, 512
+    specs = [testing.layer(f"stage{n % 4}/block_{n}/batch_normalization", of, decay=0.99) for n in range(layers)]
+    watch = Watch(tmp_path, every=1, on_diagnosis="log", experiments=False)
+    watch.open(Attachment(tuple(specs)))
+    (path,) = (tmp_path / "bnwatch").iterdir()
+    rng = np.random.default_rng(0)
+    sizes = {}
+    for number in range(1, 65):
+        noise = rng.normal(size=(2, layers, of)).astype(np.float32) * 0.125
+        calls = (
+            testing.call(
+                spec, mean=noise[0, n], var=1.0 + noise[1, n], running_mean=0.1 * noise[1, n],
+                running_var=1.0 + 0.1 * noise[0, n], updates=1000 + 50 * number,
+            )
+            for n, spec in enumerate(specs)
+        )  # fmt: skip
+        before = path.stat().st_size
+        watch.observe(testing.snapshot(50 * number, *calls, accuracy=0.5, examples=64))
+        sizes[number] = path.stat().st_size - before
+        if number % 16 == 0:
+            watch.evaluated(EvaluationRecord(50 * number, 0, 0.5, 1.0, 10_000, 0.5, 1.0, 50_000, classes=10))
+    everything = path.stat().st_size
+    plain = [size for number, size in sizes.items() if number > WINDOW and not due(number)]
+    assert max(plain) < 1.01 * min(plain)
+    # two heatmaps and sixteen samples of channels whenever samples double
+    octave = sum(size - plain[0] for number, size in sizes.items() if 32 < number <= 64)
+    watch.close()
+    report = path.stat().st_size - everything
+    whole = everything + report + (2000 - 64) * plain[0] + 5 * octave
+    assert 20e6 < whole < 25e6
 
 
 def test_nothing_imports_tensorflow(tmp_path):

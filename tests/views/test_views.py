@@ -154,7 +154,7 @@ def test_a_layer_that_is_not_called_all_the_time_has_gaps(tmp_path):
     ]
 
 
-def test_long_lines_keep_what_stands_out(tmp_path, monkeypatch):
+def test_long_lines_keep_what_stands_out(tmp_path):
     sink = record(tmp_path)
     sites = (CallSite("bn"),)
     rng = np.random.default_rng(1)
@@ -167,8 +167,7 @@ def test_long_lines_keep_what_stands_out(tmp_path, monkeypatch):
         if step == 222:
             values[0, STATISTICS.index("batch_mean")] = values[0, STATISTICS.index("mean_shift")] = np.nan
         sink.write(SignalTable(step, 0, sites, values))
-    monkeypatch.setattr(run_module, "POINTS", 50)
-    answer = jsonable(views_of(tmp_path)["."].series("bn"))
+    answer = jsonable(views_of(tmp_path)["."].series("bn", points=50))
     assert len(answer["steps"]) <= 50
     assert {1, 123, 222, 321, 400} <= set(answer["steps"])
     at = answer["steps"].index(222)

@@ -30,6 +30,7 @@ SUFFIX = ".bnwatch"
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
+_BUFFER = 1 << 20
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
@@ -155,7 +156,7 @@ def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
         OSError: the file cannot be read.
         CorruptRecordError: what follows is damaged; everything before it has been yielded.
     """
-    with path.open("rb") as file:
+    with path.open("rb", _BUFFER) as file:
         size = os.fstat(file.fileno()).st_size
         for span in find_payloads(file, size if limit is None else min(size, limit)):
             event = read_event(file, span)
@@ -224,11 +225,11 @@ def read_payload(file: BinaryIO, span: Span) -> bytes | None:
         CorruptRecordError: it is damaged.
     """
     file.seek(span.offset)
-    payload = file.read(span.length)
-    footer = file.read(_FOOTER.size)
-    if len(footer) < _FOOTER.size:
+    record = file.read(span.length + _FOOTER.size)
+    if len(record) < span.length + _FOOTER.size:
         return None
-    if masked(payload) != _FOOTER.unpack(footer)[0]:
+    payload = record[: span.length]
+    if masked(payload) != _FOOTER.unpack_from(record, span.length)[0]:
         msg = f"checksum fails {span}"
         raise CorruptRecordError(msg)
     return payload

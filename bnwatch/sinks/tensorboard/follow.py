@@ -53,6 +53,9 @@ _HEAD = 512
 """Bytes in which the numbers of a sample begin."""
 
 
+_DENSE = 1.5
+"""Bytes that may be read for one that is wanted, rather than asking for each row by itself."""
+
 _BESIDE = frozenset({schema.PROGRESS, schema.IDLE})
 """Tensors beside the table of a sample that is skimmed."""
 
@@ -115,8 +118,8 @@ class Follower:
         changed = self._files.keys() != present.keys()
         for name, stat in present.items():
             known = self._files.get(name)
-            if known is None or known.identity != (stat.st_dev, stat.st_ino) or stat.st_size < known.offset:
-                known = _Followed(self.directory / name, (stat.st_dev, stat.st_ino))
+            if known is None or known.identity != stat.st_ino or stat.st_size < known.offset:
+                known = _Followed(self.directory / name, stat.st_ino)
                 changed = True
             self._files[name] = known
             changed |= known.read(stat.st_size)
@@ -137,7 +140,7 @@ class Follower:
 class _Followed:
     """One event file."""
 
-    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
+    def __init__(self, path: Path, identity: int) -> None:
         self.identity = identity
         self.offset = 0
         self._file = File(path)
@@ -214,7 +217,6 @@ class _Followed:
             sample = self._sample(skimmed.step, values, layout, span, span.offset + skimmed.content)
         except (ValueError, RecursionError):
             return False
-        self._decoder.epoch = sample.epoch
         self._file.add(skimmed.step, skimmed.wall_time, [sample])
         return True
 
@@ -242,13 +244,10 @@ class _Followed:
         )
 
     def table(self, sample: Sample) -> SignalTable:
-        # one of its own: that of the file remembers what it read last
-        decoder = Decoder({})
-        decoder.layouts = self._decoder.layouts
         with self.open() as file:
             try:
                 event = read_event(file, sample.span)
-                tables = [] if event is None else [e for e in decoder.event(event) if isinstance(e, SignalTable)]
+                tables = [] if event is None else [e for e in self._decoder.event(event) if isinstance(e, SignalTable)]
             except (OSError, ValueError, RecursionError) as error:
                 raise GoneError(str(error)) from None
         if len(tables) != 1 or tables[0].step != sample.step:
@@ -260,8 +259,7 @@ class _Followed:
             file = self._file.path.open("rb", buffering=0)
         except OSError as error:
             raise GoneError(str(error)) from None
-        stat = os.fstat(file.fileno())
-        if (stat.st_dev, stat.st_ino) != self.identity:
+        if os.fstat(file.fileno()).st_ino != self.identity:
             file.close()
             raise GoneError(str(self._file.path))
         return cast("BinaryIO", file)
@@ -278,15 +276,33 @@ def read_rows(samples: Sequence[Sample], first: int, stop: int) -> Float32:
     layout, source = samples[0].layout, samples[0].source
     width = layout.width
     raw = np.empty((len(samples), (stop - first) * width), "<f4")
+    places = [sample.content + 4 * first * width for sample in samples]
     with source.open() as file:
         try:
-            for row, sample in zip(raw, samples, strict=True):
-                file.seek(sample.content + 4 * first * width)
-                if row.size and file.readinto(row) != row.nbytes:  # type: ignore[attr-defined]
-                    raise GoneError(str(sample.step))
+            _read_at(file, places, raw)
         except OSError as error:
             raise GoneError(str(error)) from None
-    return layout.arranged(raw.reshape(len(samples) * (stop - first), width)).reshape(len(samples), -1, len(STATISTICS))
+    rows = layout.arranged(raw.reshape(len(samples) * (stop - first), width), STATISTICS)
+    return rows.reshape(len(samples), -1, len(STATISTICS))
+
+
+def _read_at(file: BinaryIO, places: list[int], rows: Float32) -> None:
+    """Fill each row with what lies at its place; at once where little lies between."""
+    size = rows.shape[1] * rows.itemsize
+    start, end = min(places), max(places) + size
+    # each call lets other threads run first, and TensorBoard's own reading may be one that never rests
+    if end - start <= _DENSE * rows.nbytes:
+        file.seek(start)
+        data = file.read(end - start)
+        if len(data) < end - start:
+            raise GoneError(str(start))
+        for row, place in zip(rows, places, strict=True):
+            row[:] = np.frombuffer(data, "<f4", len(row), place - start)
+        return
+    for row, place in zip(rows, places, strict=True):
+        file.seek(place)
+        if row.size and file.readinto(row) != size:  # type: ignore[attr-defined]
+            raise GoneError(str(place))
 
 
 def alike(samples: Sequence[Sample]) -> Iterator[slice]:
@@ -406,8 +422,9 @@ def _event_files(directory: Path) -> dict[str, os.stat_result]:
     found = {}
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            # opening anything but a file may wait for ever
-            if is_event_file(entry.name) and entry.is_file():
-                # what the entry itself tells has no inode on Windows
-                found[entry.name] = Path(entry.path).stat()
+            # one that vanishes meanwhile is not there; opening anything but a file may wait for ever
+            with suppress(OSError):
+                if is_event_file(entry.name) and entry.is_file():
+                    # what the entry itself tells has no inode on Windows
+                    found[entry.name] = Path(entry.path).stat()
     return dict(sorted(found.items()))

@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import os
+import struct
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     Entity = Seen | Diagnosis | Skipped | Report
 
 T = TypeVar("T")
+
+_PROGRESS = struct.Struct("<4d")
+_NOTHING = np.zeros((0, len(STATISTICS)), np.float32)
 
 
 class RecordError(Exception):
@@ -81,10 +86,15 @@ class RunRecord:
     problems: tuple[str, ...] = ()
 
 
-def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
+def read_runs(path: str | os.PathLike[str], *, samples: bool = True) -> list[RunRecord]:
     """Return every run below a directory, or the one that an event file belongs to, by directory name.
 
     A damaged file loses what lies behind the damage; ``problems`` of its run says so.
+
+    Args:
+        path: the directory, or the event file.
+        samples: False leaves ``tables`` and ``channels`` empty, which are nearly all of the memory; the report of a run
+            is the same.
 
     Raises:
         RecordError: there is nothing to read.
@@ -99,10 +109,11 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
         raise RecordError(msg)
     runs, problems = [], []
     for directory, paths in sorted(found.items()):
-        files = [File.read(file) for file in paths]
+        files = [File.read(file, samples=samples) for file in paths]
         problems += [problem for file in files for problem in file.problems]
         if any(file.entries for file in files):
-            runs.append(fold(directory, files))
+            run = fold(directory, files)
+            runs.append(run if samples else replace(run, tables=(), channels=()))
     if not runs:
         nothing = f"the record in {str(top)!r} holds no event of bnwatch"
         raise RecordError(*(problems or [nothing])[:1])
@@ -159,10 +170,10 @@ class File:
     why: str = ""
 
     @classmethod
-    def read(cls, path: Path, limit: int | None = None) -> File:
+    def read(cls, path: Path, limit: int | None = None, *, samples: bool = True) -> File:
         """Return what a file holds, up to so many bytes of it."""
         file = cls(path)
-        understood = Decoder(file.specs)
+        understood = Decoder(file.specs, samples=samples)
         try:
             for event in read_events(path, limit):
                 file.take(event, understood.event)
@@ -209,35 +220,64 @@ class File:
         return f"{str(self.path)!r} holds {many} that cannot be understood: {self.why}"
 
 
+@dataclass(frozen=True, slots=True)
 class TableLayout:
-    """What rows and columns of a table mean, and where its columns are today.
+    """What rows and columns of a table mean.
 
     Attributes:
-        sites: the call site of each row; none for a table of one layer.
-        layer: what the table is of, where it is of one layer.
-        width: columns that are written.
+        sites: of each row of a sample; none of the table of one layer.
+        layer: of which the rows are, in the table of one layer.
+        columns: that were written.
+        zeros: that were not, since they are zero in every row.
     """
 
-    def __init__(self, metadata: Fields, today: tuple[str, ...], *, sites: bool) -> None:
-        """Read the description of a table with these columns today; of call sites, or of one layer."""
-        self.sites = tuple(schema.parse_site(site) for site in metadata.items("sites")) if sites else ()
-        self.layer = "" if sites else metadata.text("layer")
-        written, zeros = metadata.texts("statistics"), metadata.maybe_texts("zeros")
-        self.width, self._same = len(written), written == today
-        places = {name: n for n, name in enumerate(written)}
-        self._to = [n for n, name in enumerate(today) if name in places]
-        self._from = [places[today[n]] for n in self._to]
-        # an older version may not have had a column, and one that is all zero is not written
-        self._blank = np.array([0.0 if name in zeros else np.nan for name in today], np.float32)
+    sites: tuple[CallSite, ...]
+    layer: str
+    columns: tuple[str, ...]
+    zeros: tuple[str, ...] = ()
 
-    def arranged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return ``values``, shape ``(rows, width)``, with the columns in today's order."""
-        if self._same:
+    @property
+    def width(self) -> int:
+        """Return how many numbers of a row were written."""
+        return len(self.columns)
+
+    def arranged(self, values: NDArray[np.float32], columns: tuple[str, ...]) -> NDArray[np.float32]:
+        """Return rows that were written with these columns; NaN where neither they nor ``zeros`` have one."""
+        # where nothing was written there may be any number of rows: no memory for a claim
+        if values.shape[1:] != (len(self.columns),) or not (values.size or not len(values) or self.sites):
+            raise SchemaError(_SHAPE)
+        if self.columns == columns:
             return values
-        arranged = np.empty((len(values), len(self._blank)), np.float32)
-        arranged[:] = self._blank
-        arranged[:, self._to] = values[:, self._from]
+        blank, runs = _moves(self.columns, self.zeros, columns)
+        arranged = np.empty((len(values), len(columns)), np.float32)
+        for place, number in blank:
+            arranged[:, place] = number
+        for to, start in runs:
+            arranged[:, to] = values[:, start]
         return arranged
+
+
+_SHAPE = "a table is not of the shape its tag describes"
+
+
+@lru_cache(maxsize=64)
+def _moves(
+    written: tuple[str, ...], zeros: tuple[str, ...], columns: tuple[str, ...]
+) -> tuple[list[tuple[int, float]], list[tuple[slice, slice]]]:
+    """Return the columns that were not written, with their number, and where neighbours that were go together."""
+    places = {name: n for n, name in enumerate(written)}
+    blank = [(n, 0.0 if name in zeros else math.nan) for n, name in enumerate(columns) if name not in places]
+    runs: list[tuple[slice, slice]] = []
+    for n, name in enumerate(columns):
+        start = places.get(name)
+        if start is None:
+            continue
+        if runs and (runs[-1][0].stop, runs[-1][1].stop) == (n, start):
+            to, before = runs.pop()
+            runs.append((slice(to.start, n + 1), slice(before.start, start + 1)))
+        else:
+            runs.append((slice(n, n + 1), slice(start, start + 1)))
+    return blank, runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,21 +299,22 @@ class _Channels:
         sites = tuple(schema.parse_site(site) for site in metadata.items("sites"))
         return cls(metadata.text("layer"), sites, channels, of)
 
-    def statistics(self, step: int, epoch: int, values: NDArray[np.float32]) -> ChannelStatistics:
+    def statistics(self, step: int, values: NDArray[np.float32]) -> ChannelStatistics:
+        """Return the statistics, without their epoch."""
         if values.shape != (len(self.sites) * len(CHANNEL_STATISTICS), len(self.channels)):
             msg = "channels are not of the shape their tag describes"
             raise SchemaError(msg)
-        return ChannelStatistics(step, epoch, self.layer, self.sites, self.channels, self.of, values)
+        return ChannelStatistics(step, 0, self.layer, self.sites, self.channels, self.of, values)
 
 
 class Decoder:
     """Turns the events of one file into entities."""
 
-    def __init__(self, specs: dict[str, LayerSpec]) -> None:
-        self._specs = specs
-        self.layouts: dict[str, TableLayout] = {}
+    def __init__(self, specs: dict[str, LayerSpec], *, samples: bool = True) -> None:
+        """Learn ``specs`` from what is read; leave the numbers of samples out if not ``samples``."""
+        self._specs, self._samples = specs, samples
         self._channels: dict[str, _Channels] = {}
-        self.epoch = 0
+        self.layouts: dict[str, TableLayout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
             schema.ATTACHMENT: schema.parse_attachment,
             schema.STRUCTURE: schema.parse_structure,
@@ -303,14 +344,14 @@ class Decoder:
                 continue
             tag = value.tag
             if tag.startswith(schema.STATS):
-                layout = self._layout(tag, value)
-                table = layout, layout.arranged(_table(value.tensor, layout.width, len(layout.sites)))
+                table = self._table(tag, value)
             elif tag.startswith(schema.SITES):
                 layout = self._layout(tag, value)
-                shared.append(SharedSites(layout.layer, layout.arranged(_table(value.tensor, layout.width))))
+                shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
-                entities.append(self._described(tag, value).statistics(step, self.epoch, _floats(value.tensor)))
+                found = self._described(tag, value).statistics(step, _floats(value.tensor))
+                entities += [found] if self._samples else []
             elif tag == schema.PROGRESS:
                 progress = parse_progress(value.tensor)
             elif tag == schema.IDLE:
@@ -319,11 +360,10 @@ class Decoder:
                 entities.append(parse(json.loads(parse_text(value.tensor))))
         if table is not None:
             epoch, accuracy, loss, examples = progress
-            self.epoch = int(epoch)
             entities.append(
                 SignalTable(
                     step=max(int(event.step), 0),
-                    epoch=self.epoch,
+                    epoch=int(epoch),
                     sites=table[0].sites,
                     values=table[1],
                     shared=tuple(shared),
@@ -335,6 +375,12 @@ class Decoder:
             )
         return entities
 
+    def _table(self, tag: str, value: Any) -> tuple[TableLayout, NDArray[np.float32]]:
+        layout, values = self._layout(tag, value), _floats(value.tensor)
+        if values.shape != (len(layout.sites), len(layout.columns)):
+            raise SchemaError(_SHAPE)
+        return layout, layout.arranged(values, STATISTICS) if self._samples else _NOTHING
+
     def _parser(self, tag: str) -> Callable[[object], Entity] | None:
         if tag.startswith(schema.DIAGNOSIS):
             return schema.parse_diagnosis
@@ -344,13 +390,15 @@ class Decoder:
 
     def _layout(self, tag: str, value: Any) -> TableLayout:
         if tag not in self.layouts:
-            metadata = _description(value)
+            layout = _description(value)
+            columns, zeros = layout.texts("statistics"), layout.maybe_texts("zeros")
             if tag.startswith(schema.STATS):
-                specs = [schema.parse_spec(spec) for spec in metadata.items("layers")]
+                sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
+                specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
                 self._specs.update({spec.path: spec for spec in specs})
-                self.layouts[tag] = TableLayout(metadata, STATISTICS, sites=True)
+                self.layouts[tag] = TableLayout(sites, "", columns, zeros)
             else:
-                self.layouts[tag] = TableLayout(metadata, SITE_STATISTICS, sites=False)
+                self.layouts[tag] = TableLayout((), layout.text("layer"), columns, zeros)
         return self.layouts[tag]
 
     def _described(self, tag: str, value: Any) -> _Channels:
@@ -373,30 +421,21 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
     if tensor.dtype != DT_FLOAT or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004
         msg = "a table is no matrix of float32"
         raise SchemaError(msg)
-    if 4 * shape[0] * shape[1] != len(tensor.tensor_content):
+    content = tensor.tensor_content  # each look at it is a copy
+    if 4 * shape[0] * shape[1] != len(content):
         msg = "a table is not as large as it says"
         raise SchemaError(msg)
-    values: NDArray[np.float32] = np.frombuffer(tensor.tensor_content, "<f4").reshape(shape)
-    return values
-
-
-def _table(tensor: Any, width: int, rows: int | None = None) -> NDArray[np.float32]:
-    values = _floats(tensor)
-    if rows is None:
-        # of no column there may be any number of rows: no memory for a claim
-        rows = len(values) if width else 0
-    if values.shape != (rows, width):
-        msg = "a table is not of the shape its tag describes"
-        raise SchemaError(msg)
+    values: NDArray[np.float32] = np.frombuffer(content, "<f4").reshape(shape)
     return values
 
 
 def parse_progress(tensor: Any) -> tuple[float, float, float, float]:
     """Return epoch, accuracy, loss and examples."""
-    if tensor.dtype != DT_DOUBLE or len(tensor.tensor_content) != 32:  # noqa: PLR2004
+    content = tensor.tensor_content
+    if tensor.dtype != DT_DOUBLE or len(content) != _PROGRESS.size:
         msg = "progress is no four numbers of float64"
         raise SchemaError(msg)
-    epoch, accuracy, loss, examples = np.frombuffer(tensor.tensor_content, "<f8").tolist()
+    epoch, accuracy, loss, examples = _PROGRESS.unpack(content)
     if not (0 <= epoch < 1 << 53 and 0 <= examples < 1 << 53):
         msg = "progress is out of range"
         raise SchemaError(msg)
@@ -429,6 +468,8 @@ def fold(directory: Path, files: list[File], sample: type = SignalTable) -> RunR
             run.take(entry.entity)
     name = directory.parent if directory.name == SUBDIRECTORY else directory
     tables = _by_step(_of(files, sample))
+    channels = _of(files, ChannelStatistics)
+    epochs = {table.step: table.epoch for table in tables} if channels else {}
     evaluations = _by_step(_of(files, EvaluationRecord))
     last = max((entry.step for file in files for entry in file.entries), default=0)
     sites = tables[-1].sites if tables else ()
@@ -455,7 +496,7 @@ def fold(directory: Path, files: list[File], sample: type = SignalTable) -> RunR
         structure=run.structure,
         specs=specs,
         tables=tables,
-        channels=_by_step(_of(files, ChannelStatistics)),
+        channels=tuple(replace(channels, epoch=epochs.get(channels.step, 0)) for channels in _by_step(channels)),
         evaluations=evaluations,
         cells=_by_step(_of(files, RecordedCells)),
         attributions=_by_step(_of(files, Attribution)),
