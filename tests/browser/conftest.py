@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import tensorboard_data_server
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.browser import runs
+
+expect.set_options(timeout=15_000)  # other sessions may run at the same time
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 AXE = Path(__file__).parents[2] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
