@@ -94,13 +94,14 @@ class Visit:
         self.window = self.context.new_page()
         self.window.set_default_timeout(15_000)
         self.wrong, self.requests = [], []
+        self.listening = True
         self.window.on("console", self._console)
-        self.window.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.window.on("pageerror", lambda error: self.wrong.append(str(error)) if self.listening else None)
         self.window.on("request", lambda request: self.requests.append(request.url))
 
     def _console(self, message):
         # a window without TensorBoard around it has no icon; TensorBoard's own bundle warns about its own parts
-        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
+        if self.listening and message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
             self.wrong.append(f"{message.text} {message.location}")
 
     def tab(self, server, place=""):
