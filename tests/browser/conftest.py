@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import tensorboard_data_server
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.browser import runs
+
+expect.set_options(timeout=15_000)  # other sessions may run at the same time
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 AXE = Path(__file__).parents[2] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
@@ -48,6 +50,7 @@ def logdir(tmp_path_factory):
     top = tmp_path_factory.mktemp("runs")
     for name, make in runs.KINDS.items():
         make(top / name)
+    runs.hostile(top / "<b>bold")
     return top
 
 
@@ -91,13 +94,14 @@ class Visit:
         self.window = self.context.new_page()
         self.window.set_default_timeout(15_000)
         self.wrong, self.requests = [], []
+        self.listening = True
         self.window.on("console", self._console)
-        self.window.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.window.on("pageerror", lambda error: self.wrong.append(str(error)) if self.listening else None)
         self.window.on("request", lambda request: self.requests.append(request.url))
 
     def _console(self, message):
         # a window without TensorBoard around it has no icon; TensorBoard's own bundle warns about its own parts
-        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
+        if self.listening and message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
             self.wrong.append(f"{message.text} {message.location}")
 
     def tab(self, server, place=""):
