@@ -27,17 +27,18 @@ def main(log_dir: str) -> int:
         status: int = chainer_mnist_mlp.main(["--bn", bn, *TRAINING, "--log-dir", run])
         if status:
             return status
-    print("\nBoth runs as TensorBoard shows them:")
-    print(f"{tensorboard()} --logdir {log_dir}")
+    print("\nBoth runs, side by side, in TensorBoard (the tab BN Watch) or in one file for a browser:")
+    print(f"{command('tensorboard')} --logdir {log_dir}")
+    print(f"{command('bnwatch')} report {log_dir} --format html -o demo.html")
     return 0
 
 
-def tensorboard() -> str:
-    """Return the command that starts TensorBoard in the environment this runs in, as short as it can be typed."""
-    command = Path(sys.executable).with_name("tensorboard")
-    if not command.is_file():
-        return "tensorboard"
+def command(name: str) -> str:
+    """Return the command of that name in the environment this runs in, as short as it can be typed."""
+    path = Path(sys.executable).with_name(name)
+    if not path.is_file():
+        return name
     try:
-        return str(command.relative_to(Path.cwd()))
+        return str(path.relative_to(Path.cwd()))
     except ValueError:
-        return str(command)
+        return str(path)
