@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager, suppress
 from functools import wraps
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnwatch.keras.layers import find_layers
@@ -120,7 +121,7 @@ class Tap:
     def _hang(self, owner: Any, name: str, hook: Any) -> None:
         if name in owner.__dict__:
             self._theirs[id(owner), name] = owner.__dict__[name]
-        hook.bnwatch_tap = self
+        getattr(hook, "__func__", hook).bnwatch_tap = self
         owner.__dict__[name] = hook
 
     def _unhook(self, owner: Any, name: str) -> None:
@@ -184,13 +185,14 @@ class Tap:
 
         noted = self.backend.unseen_by_compilers(note)
 
-        @wraps(own)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        @wraps(getattr(own, "__func__", own))
+        def call(_: Any, *args: Any, **kwargs: Any) -> Any:
             noted((args, kwargs))
             return own(*args, **kwargs)
 
         call.bnwatch_own = own  # type: ignore[attr-defined]
-        return call
+        # a method, as its own was: Keras 2 looks at the signature when it saves
+        return MethodType(call, watched.layer)
 
     def _recording(self, watched: Watched) -> Callable[[Any, Any, Callable[[], Any]], None]:
         def record(mean: Any, var: Any, count: Callable[[], Any]) -> None:

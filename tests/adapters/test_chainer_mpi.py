@@ -143,7 +143,7 @@ def test_what_cures_it_and_parts_of_shuffled_data_are_quiet(found, name):
 def test_experiments_run_on_the_first_rank_alone(found):
     for name in ("ordered", "synchronized"):
         first, other = found(name)
-        assert first["cells"] == ["batch", "population", "running"]
+        assert first["cells"] == ["batch", "population", "reshuffled", "running"]
         assert first["looks"]
         assert (other["cells"], other["looks"]) == (False, 0)
 
@@ -217,7 +217,7 @@ def test_statistics_over_all_ranks_of_a_single_one():
     x, t = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32), np.arange(64) % 4
     before = {path: link.avg_mean.copy() for path, link in model.namedlinks() if hasattr(link, "avg_mean")}
     cells = bnwatch.chainer.crosscheck(model, train=(x, t), batch_size=32)
-    assert sorted(cells.training) == ["batch", "population", "running"]
+    assert sorted(cells.training) == ["batch", "population", "reshuffled", "running"]
     for path, link in model.namedlinks():
         if path in before:
             assert type(link) is chainermn.links.MultiNodeBatchNormalization
