@@ -221,13 +221,17 @@ def first_difference(entering: Entering, same: float, apart: float) -> int | Non
     """Return the number of the first call site at which evaluation inputs differ, None where they do at none.
 
     ``same`` is the share of false alarms, all call sites together, ``apart`` the standard deviations between the means
-    or the logarithm of the ratio of spreads that it takes besides.
+    or the logarithm of the ratio of spreads that it takes besides. That there is a difference is tested over all call
+    sites; where it begins, at each by itself.
     """
-    for number, site in enumerate(entering.sites):
-        certain = site.p_value is not None and site.p_value * len(entering.sites) < same
-        if certain and max(site.mean_shift, abs(math.log(site.std_ratio))) > apart:
-            return number
-    return None
+    differ = {
+        number: site.p_value
+        for number, site in enumerate(entering.sites)
+        if site.p_value is not None
+        and site.p_value < same
+        and max(site.mean_shift, abs(math.log(site.std_ratio))) > apart
+    }
+    return min(differ) if differ and min(differ.values()) * len(entering.sites) < same else None
 
 
 def restores(population: Cell, batch: Cell, running: Cell) -> bool:

@@ -138,6 +138,12 @@ def test_the_first_layer_at_which_they_differ_is_named_with_how():
     assert (found.evidence["shift"].value, found.evidence["ratio"].value) == (2.25, 0.5)
 
 
+@pytest.mark.parametrize(("p", "first"), [(0.0099, "a"), (0.0101, "b")])
+def test_where_a_difference_that_is_certain_begins_each_layer_tells_by_itself(p, first):
+    sites = [testing.site_shift("a", shift=1.0, p=p), *(testing.site_shift(n, shift=1.0, p=1e-9) for n in "bcd")]
+    assert f"from `{first}` on" in finding(run(*sites)).message
+
+
 @pytest.mark.parametrize(
     ("shift", "ratio", "note"),
     [
