@@ -8,7 +8,7 @@ import numpy as np
 
 from bnwatch import moments
 from bnwatch.records import ChannelStatistics
-from bnwatch.signals import WINDOW, farthest
+from bnwatch.signals import chosen_layers, spaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from bnwatch.records import CallRecord, StepSnapshot
     from bnwatch.signals import SignalTable
 
-CHOSEN = 3
-"""Layers that stay the same through the run: those farthest off when the first `WINDOW` samples are in."""
-
 FOLLOWED = 3
-"""Layers beside these that a diagnosis is about."""
+"""Layers beside the chosen ones that a diagnosis is about."""
 
 CHANNELS = 512
 """Channels of a layer that are kept: half of them the ones farthest off, the others spread evenly."""
@@ -39,7 +36,7 @@ OCTAVE = 16
 
 def due(samples: int) -> bool:
     """Return whether the ``samples``-th sample, counted from 1, is recorded."""
-    return samples % (1 << max(samples.bit_length() - (2 * OCTAVE).bit_length() + 1, 0)) == 0
+    return spaced(samples, OCTAVE)
 
 
 class ChannelChoice:
@@ -63,8 +60,7 @@ class ChannelChoice:
             suspects: paths of layers that a diagnosis is about now, the gravest first. One that was never recorded is
                 recorded at once.
         """
-        if not self._chosen and (samples >= WINDOW or len({site.layer for site in table.sites}) <= CHOSEN):
-            self._chosen = farthest(table, CHOSEN)
+        self._chosen = self._chosen or chosen_layers(table, samples)
         followed = dict.fromkeys([*suspects, *self._followed])
         self._followed = tuple(path for path in followed if path not in self._chosen)[:FOLLOWED]
         layers = (*self._chosen, *self._followed)

@@ -44,6 +44,11 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def wellformed(text: str) -> str:
+    """Return ``text`` as a browser has it: U+FFFD stands where a surrogate has no partner."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def shorten(text: str, limit: int = _LONG_TEXT) -> str:
     """Return `clean` text whose words and whose whole are of bearable length, the middle left out."""
 

@@ -89,6 +89,9 @@ are taken from their running statistics.
 WINDOW = 16
 """Samples that windowed signals look back on: enough for a variance, short against the drift of the parameters."""
 
+CHOSEN = 3
+"""Layers that stay the same through the run: those farthest off when the first `WINDOW` samples are in."""
+
 DOMINANT = 1e6
 """Ratio of a sum that leaves a window to the rest of it beyond which the rest is added up anew."""
 
@@ -187,6 +190,11 @@ class SignalTable:
                 "mean_shift": np.abs(self.column("mean_shift")),
                 "log_std_ratio": np.abs(np.log(self.column("std_ratio"))),
             }
+
+    def distance(self) -> Float32:
+        """Return the larger of the `distances` of every site; what is not finite is farther than anything."""
+        larger: Float32 = np.nan_to_num(np.maximum(*self.distances().values()), nan=np.inf, posinf=np.inf)
+        return larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,11 +475,20 @@ def worst(distances: Mapping[str, Float32], rows: NDArray[np.bool_] | None = Non
     return {name: float(values.max()) for name, values in finite.items() if values.size}
 
 
-def farthest(table: SignalTable, many: int) -> tuple[str, ...]:
-    """Return the paths of as many layers, the one farthest off first; one that is not finite is farther than any."""
-    distance = np.nan_to_num(np.maximum(*table.distances().values()), nan=np.inf, posinf=np.inf)
-    layers = dict.fromkeys(table.sites[n].layer for n in np.argsort(-distance, kind="stable"))
-    return tuple(layers)[:many]
+def chosen_layers(table: SignalTable, samples: int) -> tuple[str, ...]:
+    """Return the paths of the `CHOSEN` layers after so many samples, the one farthest off first; none if too few."""
+    if samples < WINDOW and len({site.layer for site in table.sites}) > CHOSEN:
+        return ()
+    layers = dict.fromkeys(table.sites[n].layer for n in np.argsort(-table.distance(), kind="stable"))
+    return tuple(layers)[:CHOSEN]
+
+
+def spaced(samples: int, octave: int) -> bool:
+    """Return whether the ``samples``-th sample, counted from 1, is one of about ``octave`` while their number doubles.
+
+    ``octave`` is a power of 2; the first twice as many are all of them.
+    """
+    return samples % (1 << max(samples.bit_length() - (2 * octave).bit_length() + 1, 0)) == 0
 
 
 def share(accuracy: float | None) -> float | None:

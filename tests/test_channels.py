@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bnwatch import Watch, channels, testing
-from bnwatch.channels import CHANNELS, CHOSEN, FOLLOWED, NUMBERS, SITES, ChannelChoice
+from bnwatch.channels import CHANNELS, FOLLOWED, NUMBERS, SITES, ChannelChoice
 from bnwatch.records import CHANNEL_STATISTICS, Attachment, ChannelStatistics
-from bnwatch.signals import WINDOW
+from bnwatch.signals import CHOSEN, WINDOW
 from bnwatch.sinks.memory import MemorySink
 from bnwatch.sinks.tensorboard import read_runs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from html import escape
 from importlib import resources
 from itertools import zip_longest
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from bnwatch.cli.report import Shown
-    from bnwatch.diagnosis import Report
     from bnwatch.views import RunViews
 
     Candidate = tuple[str, str, dict[str, str | int]]
@@ -100,8 +98,7 @@ def embedded(data: object) -> str:
 
 def address(route: str, **parameters: str | int) -> str:
     """Return what the page asks for: the parameters by name, percent-encoded as JavaScript's encodeURIComponent."""
-    # a name is no text where a surrogate has no partner: JavaScript, too, puts U+FFFD there
-    texts = {name: re.sub("[\ud800-\udfff]", "\ufffd", str(value)) for name, value in sorted(parameters.items())}
+    texts = {name: render.wellformed(str(value)) for name, value in sorted(parameters.items())}
     query = "&".join(f"{name}={quote(text, safe=_UNQUOTED)}" for name, text in texts.items())
     return f"{route}?{query}" if query else route
 
@@ -138,16 +135,13 @@ def selection(shown: Shown, budget: int = BUDGET) -> tuple[dict[str, Any], list[
     views.refresh()
     reports = {run.directory.resolve(): run.report for run in shown.runs}
     names = [name for name in views.names() if views[name].directory.resolve() in reports]
-    runs = views.runs()
-    answers: dict[str, Any] = {"runs": {**runs, "runs": [run for run in runs["runs"] if run["run"] in names]}}
+    # which may be those of a replay, or against a baseline
+    judged = {name: reports[views[name].directory.resolve()] for name in names}
+    briefs = [views[name].brief(report.diagnoses) for name, report in judged.items()]
+    answers: dict[str, Any] = {"runs": {**views.runs(), "runs": briefs}}
     overviews = {}
-    for entry in answers["runs"]["runs"]:
-        name = entry["run"]
-        report = reports[views[name].directory.resolve()]
-        overviews[name] = answers[address("run", run=name)] = _judged(views[name].overview(), report)
-        active = [d for d in report.diagnoses if d.state == "active"]
-        entry["severity"] = str(max(d.severity for d in active)) if active else None
-        entry["headline"] = active[0].message if active else None
+    for name, report in judged.items():
+        overviews[name] = answers[address("run", run=name)] = views[name].overview(report)
     found = {d["rule"] for overview in overviews.values() for d in overview["report"]["diagnoses"]}
     for rule in sorted(found & {rule.id for rule in CATALOGUE}):
         answers[address("rule", rule=rule)] = views.answer("rule", {"rule": rule})
@@ -183,16 +177,6 @@ def _offer_what_is_there(answers: dict[str, Any], overviews: Mapping[str, Any]) 
                 *earlier, last = latest["steps"] or [None]
                 there = [step for step in earlier if address(route, **parameters, step=step) in answers]
                 latest["steps"] = [*there, *([] if last is None else [last])]
-
-
-def _judged(overview: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Return an overview with the diagnoses to be shown, which may be those of a replay or against a baseline."""
-    active: dict[str, list[str]] = {}
-    for diagnosis in report.diagnoses:
-        if diagnosis.state == "active":
-            active.setdefault(diagnosis.subject, []).append(diagnosis.key)
-    layers = [{**layer, "diagnoses": active.get(layer["layer"], [])} for layer in overview["layers"]]
-    return {**overview, "report": render.report_json(report), "layers": layers}
 
 
 def _candidates(views: RunViews, name: str, overview: Mapping[str, Any]) -> Iterator[Candidate]:

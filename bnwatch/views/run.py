@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.follow import Follower, GoneError, alike, read_rows
 from bnwatch.views.concern import Concern, why
 from bnwatch.views.heat import Heat, Heats
-from bnwatch.views.statistics import CHOICES, MATTERS, unknown_is_null
+from bnwatch.views.statistics import CHOICES, MATTERS, column, unknown_is_null
 from bnwatch.views.thin import numbers, numbers_or_none, thin
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from bnwatch.diagnosis import Diagnosis, Report
     from bnwatch.records import CallSite, ChannelStatistics
     from bnwatch.signals import SignalTable
     from bnwatch.sinks.tensorboard import RecordedCells, RunRecord
@@ -102,11 +102,12 @@ class RunView:
         """Return whether nothing was understood of the record so far."""
         return not self._now.samples and not self._now.told
 
-    def brief(self) -> dict[str, Any]:
-        """Return the entry of the answer ``runs``."""
+    def brief(self, diagnoses: Sequence[Diagnosis] | None = None) -> dict[str, Any]:
+        """Return the entry of the answer ``runs``, with these diagnoses in place of those of the record."""
         now = self._now
         report = now.record.report
-        active = [diagnosis for diagnosis in now.diagnoses if diagnosis.state == "active"]
+        told = now.diagnoses if diagnoses is None else diagnoses
+        active = [diagnosis for diagnosis in told if diagnosis.state == "active"]
         last = now.samples[-1].epoch if now.samples else 0
         return {
             "run": self.run,
@@ -123,13 +124,16 @@ class RunView:
             "version": now.version,
         }
 
-    def overview(self) -> dict[str, Any]:
-        """Return the answer of ``run``: all that is known but for the samples' numbers."""
+    def overview(self, report: Report | None = None) -> dict[str, Any]:
+        """Return the answer of ``run``: all that is known but for the samples' numbers.
+
+        ``report`` stands in place of that of the record, as one of a replay.
+        """
         now, record = self._now, self._now.record
-        report = replace(record.report, diagnoses=now.diagnoses)
+        report = replace(record.report, diagnoses=now.diagnoses) if report is None else report
         idle = set(now.samples[-1].idle) if now.samples else set()
         subjects: dict[str, list[str]] = {}
-        for diagnosis in now.diagnoses:
+        for diagnosis in report.diagnoses:
             if diagnosis.state == "active":
                 subjects.setdefault(diagnosis.subject, []).append(diagnosis.key)
         sites: dict[str, int] = {}
@@ -200,7 +204,7 @@ class RunView:
         values, noise = now.of_sites(sites)
         shown = thin(len(now.samples), points, *_extremes(values))
         values, noise = values[shown], noise[shown]
-        away = np.isnan(_of(values, "count"))
+        away = np.isnan(column(values, "count"))
         return {
             "schema": SCHEMA,
             "layer": layer,
@@ -209,9 +213,9 @@ class RunView:
                 {
                     "index": site.index,
                     "replica": site.replica,
-                    **{name: numbers(_of(values, name)[:, n], unknown=away[:, n]) for name in _SERIES},
+                    **{name: numbers(column(values, name)[:, n], unknown=away[:, n]) for name in _SERIES},
                     "mean_noise": numbers_or_none(noise[:, n]),
-                    "updates": numbers_or_none(_of(values, "updates")[:, n]),
+                    "updates": numbers_or_none(column(values, "updates")[:, n]),
                 }
                 for n, site in enumerate(sites)
             ],
@@ -346,11 +350,11 @@ class _Snapshot:
 
     @cached_property
     def _known(self) -> dict[str, str]:
-        return {_wellformed(layer): layer for layer in self.layers}
+        return {render.wellformed(layer): layer for layer in self.layers}
 
     def layer(self, name: str) -> str:
         """Return the layer of that name as the record has it: a browser replaces unpaired surrogates."""
-        found = self._known.get(_wellformed(name))
+        found = self._known.get(render.wellformed(name))
         if found is None:
             msg = f"no layer {render.shorten(name)!r} in this run"
             raise UnknownError(msg)
@@ -380,7 +384,7 @@ class _Snapshot:
             name: worst.matters if name == MATTERS else table.column(name).astype(np.float64) for name in CHOICES
         }
         listed = zip(
-            *((numbers_or_none if unknown_is_null(name) else numbers)(column) for name, column in columns.items()),
+            *((numbers_or_none if unknown_is_null(name) else numbers)(values) for name, values in columns.items()),
             strict=True,
         )
         place = {site: number for number, site in enumerate(self.sites)}
@@ -468,17 +472,12 @@ def _channel_sites(channels: ChannelStatistics, epsilon: float) -> list[dict[str
     ]
 
 
-def _of(values: NDArray[np.float32], statistic: str) -> NDArray[np.float32]:
-    column: NDArray[np.float32] = values[..., STATISTICS.index(statistic)]
-    return column
-
-
 def _extremes(values: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     """Return what a thinned line keeps the extremes of: shift and spread of the call site that is worst, by sample."""
-    away = np.isnan(_of(values, "count"))
+    away = np.isnan(column(values, "count"))
     found = []
     with np.errstate(all="ignore"):
-        for distance in (np.abs(_of(values, "mean_shift")), np.abs(np.log(_of(values, "std_ratio")))):
+        for distance in (np.abs(column(values, "mean_shift")), np.abs(np.log(column(values, "std_ratio")))):
             # what is not finite is the farthest of all; a call site that was not called is not there
             wide = np.where(away, -np.inf, np.nan_to_num(distance.astype(np.float64), nan=np.inf, posinf=np.inf))
             found.append(wide.max(axis=1, initial=-np.inf))
@@ -508,7 +507,3 @@ def _cells(cells: RecordedCells) -> dict[str, Any]:
         for statistics, cell in row.items():
             found["rows"][split][statistics]["interval"] = list(cell.interval)
     return found
-
-
-def _wellformed(text: str) -> str:
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)

@@ -36,30 +36,33 @@ class Statistic(NamedTuple):
     distance: Callable[[Float32], Float32]
 
 
-def _of(values: Float32, name: str) -> Float32:
-    column: Float32 = values[..., STATISTICS.index(name)]
-    return column
+def column(values: Float32, name: str) -> Float32:
+    """Return one statistic of ``values``, shape ``(..., sites, statistics)``."""
+    chosen: Float32 = values[..., STATISTICS.index(name)]
+    return chosen
 
 
 def _size(name: str) -> Callable[[Float32], Float32]:
-    return lambda values: np.abs(_of(values, name))
+    return lambda values: np.abs(column(values, name))
 
 
 def _fewest(name: str) -> Callable[[Float32], Float32]:
-    return lambda values: -_of(values, name)
+    return lambda values: -column(values, name)
 
 
 def _apart(values: Float32) -> Float32:
-    shift: Float32 = np.abs(_of(values, "batch_mean") - _of(values, "running_mean")) / _of(values, "running_std")
+    shift: Float32 = np.abs(column(values, "batch_mean") - column(values, "running_mean")) / column(
+        values, "running_std"
+    )
     return shift
 
 
 def _ratio(name: str) -> Callable[[Float32], Float32]:
-    return lambda values: np.abs(np.log(_of(values, name) / _of(values, "running_std")))
+    return lambda values: np.abs(np.log(column(values, name) / column(values, "running_std")))
 
 
 def _log(values: Float32) -> Float32:
-    return np.abs(np.log(_of(values, "std_ratio")))
+    return np.abs(np.log(column(values, "std_ratio")))
 
 
 CHOICES: dict[str, Statistic] = {
@@ -129,7 +132,7 @@ def judged(name: str, values: Float32, concern: Concern) -> tuple[Float32, Float
     if name == MATTERS:
         matters = concern.matters(values)
         return matters, matters
-    chosen = _of(values, name)
+    chosen = column(values, name)
     with np.errstate(all="ignore"):
         distance = CHOICES[name].distance(values)
     distance[np.isnan(distance)] = 0.0

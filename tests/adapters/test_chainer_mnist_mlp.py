@@ -50,12 +50,14 @@ def test_data_that_cannot_be_used_is_misuse(capsys):
     assert "there is no file nothing.npz" in capsys.readouterr().err
 
 
-def test_the_demo_ends_with_the_line_that_opens_tensorboard(tmp_path, capsys, monkeypatch):
+def test_the_demo_ends_with_the_lines_that_show_both_runs(tmp_path, capsys, monkeypatch):
     runs = []
     monkeypatch.setattr(chainer_mnist_mlp, "main", lambda arguments: runs.append(arguments) or 0)
     assert demo.main(str(tmp_path)) == 0
     assert [run[run.index("--bn") + 1] for run in runs] == ["shared", "separate"]
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"tensorboard --logdir {tmp_path}")
+    tensorboard, report = capsys.readouterr().out.splitlines()[-2:]
+    assert tensorboard.endswith(f"tensorboard --logdir {tmp_path}")
+    assert report.endswith(f"bnwatch report {tmp_path} --format html -o demo.html")
 
 
 def test_the_demo_says_what_it_lacks(tmp_path, capsys, monkeypatch):

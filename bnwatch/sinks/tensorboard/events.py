@@ -147,6 +147,11 @@ class EventFile:
         self._size += len(data)
 
 
+def is_event_file(name: str) -> bool:
+    """Return whether a file of that name is one that bnwatch writes."""
+    return ".tfevents." in name and name.endswith(SUFFIX)
+
+
 def read_events(path: Path, limit: int | None = None) -> Iterator[Any]:
     """Yield the events of a file. A last record that is not all there ends it: it is being written, or never was.
 

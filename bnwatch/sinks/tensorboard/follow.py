@@ -25,10 +25,10 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 from bnwatch.signals import STATISTICS, SignalTable
 from bnwatch.sinks.tensorboard import schema
 from bnwatch.sinks.tensorboard.events import (
-    SUFFIX,
     CorruptRecordError,
     Span,
     find_payloads,
+    is_event_file,
     parse_event,
     read_event,
     read_payload,
@@ -410,11 +410,6 @@ class _Wire:
             if byte < 0x80:  # noqa: PLR2004
                 return value
             shift += 7
-
-
-def is_event_file(name: str) -> bool:
-    """Return whether a file of that name is one that bnwatch writes."""
-    return ".tfevents." in name and name.endswith(SUFFIX)
 
 
 def _event_files(directory: Path) -> dict[str, os.stat_result]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 
-from bnwatch.signals import WINDOW
+from bnwatch.signals import WINDOW, spaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,7 +60,7 @@ class Heatmap:
         if table.sites != self._sites:
             self._sites = table.sites
             self._columns, self._span, self._open = [], 1, 0
-        distance = np.nan_to_num(np.maximum(*table.distances().values()), nan=np.inf, posinf=np.inf)
+        distance: NDArray[np.floating] = table.distance()
         if self._open:
             distance = np.maximum(distance, self._columns.pop())
         self._columns.append(distance)
@@ -87,7 +87,7 @@ class Heatmap:
 
 def due(samples: int) -> bool:
     """Return whether a heatmap is drawn after as many samples: twice while their number doubles."""
-    return samples >= WINDOW and samples % (1 << samples.bit_length() - 2) == 0
+    return samples >= WINDOW and spaced(samples, 2)
 
 
 def _palette() -> NDArray[np.uint8]:

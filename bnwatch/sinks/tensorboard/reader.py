@@ -21,7 +21,7 @@ from bnwatch.evidence import Attribution, Composition, Entering, Look
 from bnwatch.records import CHANNEL_STATISTICS, Attachment, ChannelStatistics, EvaluationRecord, Structure
 from bnwatch.signals import SITE_STATISTICS, STATISTICS, Replicas, SharedSites, SignalTable
 from bnwatch.sinks.tensorboard import schema
-from bnwatch.sinks.tensorboard.events import SUFFIX, CorruptRecordError, read_events
+from bnwatch.sinks.tensorboard.events import CorruptRecordError, is_event_file, read_events
 from bnwatch.sinks.tensorboard.schema import Fields, RecordedCells, SchemaError
 from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
 
@@ -138,7 +138,7 @@ def read_as_of(directory: Path, mark: Mark) -> RunRecord:
 def _find(top: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for directory, _, names in os.walk(top):
-        paths = [Path(directory, name) for name in sorted(names) if ".tfevents." in name and name.endswith(SUFFIX)]
+        paths = [Path(directory, name) for name in sorted(names) if is_event_file(name)]
         # opening anything but a file may wait for ever
         if files := [path for path in paths if path.is_file()]:
             found[Path(directory)] = files

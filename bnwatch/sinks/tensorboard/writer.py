@@ -20,7 +20,7 @@ from bnwatch import render
 from bnwatch.diagnosis import Diagnosis, Report, Skipped
 from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
 from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
-from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WINDOW, WORST, Replicas, SignalTable, farthest, worst
+from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WORST, Replicas, SignalTable, chosen_layers, worst
 from bnwatch.sinks.tensorboard import pictures, schema
 from bnwatch.sinks.tensorboard.events import EventFile, read_events
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 SUBDIRECTORY = "bnwatch"
 """A run of its own below the log directory: TensorBoard follows one writer a directory."""
 
-_CHOSEN = 3
 _TEXTS = 10
 _LAYOUTS = 8
 """Layouts of tables with the same call sites: each costs a description of all layers."""
@@ -290,8 +289,8 @@ class TensorBoardSink:
         if not table.sites:
             return
         distances = table.distances()
-        if not self._chosen and (self._samples >= WINDOW or len({site.layer for site in table.sites}) <= _CHOSEN):
-            self._choose(farthest(table, _CHOSEN), table.sites)
+        if not self._chosen:
+            self._choose(chosen_layers(table, self._samples), table.sites)
         for name, value in worst(distances).items():
             yield _scalar(WORST + name, value)
         for path, layer in self._chosen.items():
