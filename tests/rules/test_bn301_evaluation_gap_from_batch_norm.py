@@ -260,3 +260,18 @@ def test_where_layers_and_batches_are_of_one_kind_outliers_are_left():
     )
     ((finding,), _) = cases.look(RULE, fed)
     assert "few examples that are far out of range" in finding.helps[0]
+
+
+@pytest.mark.parametrize(("places", "other"), [(1, True), (2, False)], ids=["another pass", "one pass"])
+def test_other_data_that_a_step_passes_through_the_model_besides(places, other):
+    spec = testing.layer()
+    fed = testing.signals(
+        Attachment((spec,), framework="keras 3.15.1 (jax)"),
+        *testing.train(spec, testing.normal(4, 64), testing.normal(4, 64, mean=1.0), steps=16),
+        Structure((testing.usage("bn", *(testing.place(index=n) for n in range(places))),)),
+        testing.cells(16, training={"batch": 0.9, "running": 0.5, "population": 0.9}),
+    )
+    ((finding,), _) = cases.look(RULE, fed)
+    assert any("training steps call `bn` on other data besides" in note for note in finding.notes) is other
+    assert any("out of date" in note for note in finding.notes) is not other
+    assert ("make the other passes of a training step with `training=False`" in finding.helps[0]) is other
