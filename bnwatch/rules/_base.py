@@ -225,6 +225,15 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
 
 
+def unmeasured(signals: Signals) -> str:
+    """Return why no experiment was run where no rule asked for one, or where it was not to be had."""
+    if signals.refused is not None:
+        return "the experiment could not be run, which is BN904"
+    if all(evaluation.accuracy is None for evaluation in signals.evaluations):
+        return "no experiment was run: it takes an evaluation accuracy to call for one, and none was seen"
+    return "no experiment was run: nothing called for one"
+
+
 def same_accuracy(one: Cell, two: Cell) -> float:
     """Return the one-sided p-value that two samples have the same accuracy (z test), against the first being better."""
     pooled = (one.accuracy * one.examples + two.accuracy * two.examples) / (one.examples + two.examples)

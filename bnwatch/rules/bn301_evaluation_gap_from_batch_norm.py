@@ -23,6 +23,7 @@ from bnwatch.rules._base import (
     restores,
     rule,
     unexplained_gap,
+    unmeasured,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     found = bool(costs) and all(gained > limits["cost"] and p < limits["alpha"] for gained, p in costs.values())
     if cells is None or (signals.evaluations and cells.step < signals.evaluations[-1].step):
         suspicion = "what was found is to be looked at again" if found else _suspicion(signals, limits["alpha"])
-        reason = suspicion or "no experiment was run: nothing called for one"
+        reason = suspicion or unmeasured(signals)
         yield Skipped("BN301", reason, needs="cells" if suspicion else None)
     if cells is None or not found:
         return

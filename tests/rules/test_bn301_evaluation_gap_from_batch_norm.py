@@ -275,3 +275,19 @@ def test_other_data_that_a_step_passes_through_the_model_besides(places, other):
     assert any("training steps call `bn` on other data besides" in note for note in finding.notes) is other
     assert any("out of date" in note for note in finding.notes) is not other
     assert ("make the other passes of a training step with `training=False`" in finding.helps[0]) is other
+
+
+@pytest.mark.parametrize("rule_id", ["BN301", "BN304", "BN305"])
+@pytest.mark.parametrize(
+    ("accuracy", "refused", "reason"),
+    [
+        (0.8, None, "no experiment was run: nothing called for one"),
+        (None, None, "no experiment was run: it takes an evaluation accuracy to call for one, and none was seen"),
+        (None, "targets are no classes", "the experiment could not be run, which is BN904"),
+    ],
+)
+def test_why_no_experiment_was_run(rule_id, accuracy, refused, reason):
+    fed = testing.signals(EvaluationRecord(2, 0, accuracy, examples=1000))
+    fed.refused = refused
+    findings, skipped = cases.look(rule_id, fed)
+    assert (findings, [(s.reason, s.needs) for s in skipped]) == ([], [(reason, None)])
