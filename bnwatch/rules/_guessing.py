@@ -160,8 +160,8 @@ def _negative(case: Case) -> Kind | None:
             return Kind(
                 f"{split} loss of {loss:.3g} is no cross-entropy of labels from 0 to 1, which is never negative",
                 (
-                    "likely labels outside of 0 to 1, as -1 and 1 for two classes: the loss then falls without end, the "
-                    "more confident the network is, right or wrong",
+                    "likely labels outside of 0 to 1, as -1 and 1 for two classes: the loss then falls without end as "
+                    "the network grows confident, right or wrong",
                 ),
                 (
                     "look at the smallest and the largest label, as the loss gets them: two classes are 0 and 1",
