@@ -78,7 +78,9 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     the weights measured are not those that they were made with, or where other passes moved them.
     """
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
-    if cells is None or cells.swapped or (last is not None and (last.swapped or last.moved)) or additional(signals):
+    if cells is None or cells.swapped or cells.moved or additional(signals):
+        return None
+    if last is not None and (last.swapped or last.moved):
         return None
     if signals.table is not None and signals.table.column("non_finite").any():
         return None

@@ -122,6 +122,9 @@ QUIET = {
     "statistics that other passes moved": after(
         settled(0.99, 660), lambda fed: fed.evaluate(EvaluationRecord(660, 0, 0.9, moved=("bn",)))
     ),
+    "statistics that passes after the evaluation moved": after(
+        settled(0.99, 660), lambda fed: setattr(fed, "cells", replace(fed.cells, moved=("bn",)))
+    ),
     "statistics that are no numbers": after(settled(0.99, 660), poisoned),
     "above_memory": planned(0.5),
     "below_weight": planned(0.99, steps=299),
