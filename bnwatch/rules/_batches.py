@@ -121,8 +121,8 @@ def harmless(cells: Cells | None) -> str:
         if "batch" in row and others:
             batch = row["batch"]
             return (
-                f"no lost accuracy can be laid to the batches so far: the same {batch.examples:,} {split} examples give "
-                f"{batch.accuracy:.1%} in their own batches, {', '.join(others)}"
+                f"no lost accuracy can be laid to the batches so far: the same {batch.examples:,} {split} examples "
+                f"give {batch.accuracy:.1%} in their own batches, {', '.join(others)}"
             )
     return "whether it costs accuracy is not measured yet"
 
