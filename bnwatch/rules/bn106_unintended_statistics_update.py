@@ -68,7 +68,9 @@ def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[F
         message=f"running statistics of {named(layers)} {fact}",
         evidence=evidence,
         notes=(
-            cost or "of no harm where these passes see the same kind of data, or where statistics were set on purpose",
+            cost
+            or "of no harm where these passes see the same kind of data, as those of which gradients are added up "
+            "do, or where statistics were set on purpose",
         ),
         helps=fitting(HOW, signals),
     )
