@@ -291,3 +291,12 @@ def test_why_no_experiment_was_run(rule_id, accuracy, refused, reason):
     fed.refused = refused
     findings, skipped = cases.look(rule_id, fed)
     assert (findings, [(s.reason, s.needs) for s in skipped]) == ([], [(reason, None)])
+
+
+@pytest.mark.parametrize(("population", "told"), [(0.9, True), (0.6, False)])
+def test_statistics_that_moved_when_nothing_was_trained_are_not_called_out_of_date(population, told):
+    fed = measured(0.9, 0.5, population=population, split="training")
+    fed.cells = dataclasses.replace(fed.cells, moved=("bn",))
+    ((finding,), _) = cases.look(RULE, fed)
+    assert any("the running ones of `bn` moved when no step was trained" in note for note in finding.notes) is told
+    assert not any("out of date" in note for note in finding.notes)
