@@ -74,6 +74,7 @@ class Changes:
         self._began: State | None = None
         self._left: State | None = None
         self._evaluated: State | None = None
+        self._after: State | None = None
         self._settled = True
         self._sure = False
         self._evaluations = [0]
@@ -115,7 +116,7 @@ class Changes:
         if self._evaluations[-1] != step:
             self._evaluations = [self._evaluations[-1], step]
         # without, what is found now is all that a later look after the same step can be compared with
-        self._left, self._evaluated = known or now, None
+        self._left, self._evaluated, self._after = known or now, None, now
         self._sure &= known is not None
         still = self._still(now)
         return Outcome(
@@ -128,6 +129,14 @@ class Changes:
         """Return whether parameters are others now than the last training step left; None when that is not known."""
         left = self._left
         return self._swapped(left, self.read(step)) if left is not None and left.step == step else None
+
+    def moved(self, step: int) -> tuple[str, ...]:
+        """Return the layers whose running statistics are others now than an evaluation after that many steps left."""
+        after = self._after
+        if after is None or after.step != step:
+            return ()
+        moved = self.read(step).moved_since(after)
+        return tuple(layer.path for layer in self._layers.watched if layer.path in moved)
 
     def _swapped(self, left: State, *found: State) -> bool | None:
         if not self._settled:

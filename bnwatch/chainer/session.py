@@ -227,8 +227,15 @@ class Session:
             self._experiment(self._seconds(self._began), final=True)
 
     def _experiment(self, seconds: float, *, final: bool = False) -> None:
-        swapped = partial(self.changes.swapped, self.step)
-        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped)
+        self.watch.experiment(
+            self.lab,
+            step=self.step,
+            epoch=self.epoch,
+            seconds=seconds,
+            final=final,
+            swapped=partial(self.changes.swapped, self.step),
+            moved=partial(self.changes.moved, self.step),
+        )
 
     @staticmethod
     def _seconds(since: float) -> float:

@@ -275,6 +275,24 @@ def test_weights_that_are_swapped_when_a_trainer_ends(tmp_path: Any, swap: bool)
     assert watch.watch.signals.cells.swapped is swap
 
 
+@pytest.mark.parametrize("training_mode", [False, True])
+def test_passes_after_the_evaluation_that_move_running_statistics(tmp_path: Any, training_mode: bool) -> None:
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    model = model_of(trainer)
+    x = np.concatenate([example[0][None] for example in trainer.updater.get_iterator("main").dataset[:32]])
+
+    @training.make_extension(trigger=(1, "epoch"), priority=50)
+    def look(_: Any) -> None:
+        with chainer.using_config("train", training_mode):
+            model(x + np.float32(3))
+
+    trainer.extend(look, name="look")
+    watch = watched(trainer)
+    cells = watch.watch.signals.cells
+    assert (cells.step, cells.moved, cells.swapped) == (24, IN_CLASSIFIER if training_mode else (), False)
+    assert any(d.rule == "BN106" for d in watch.diagnoses) is training_mode
+
+
 def test_entries_of_parameters_are_bounded_and_evenly_spread() -> None:
     for size in (1, 255, 256, 257, 1000, 100_000):
         entries = sample_of(np.arange(size).reshape(-1, 1), ENTRIES)
