@@ -228,7 +228,10 @@ class Session:
 
     def _experiment(self, seconds: float, *, final: bool = False) -> None:
         swapped = partial(self.changes.swapped, self.step)
-        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped)
+        with self.changes.as_evaluated(self.step):
+            self.watch.experiment(
+                self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped
+            )
 
     @staticmethod
     def _seconds(since: float) -> float:
