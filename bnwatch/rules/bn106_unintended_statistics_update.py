@@ -101,8 +101,8 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
 def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
     """Return the layers that a step calls in training mode more often than the graph of the model does.
 
-    Where the graph is not known, those that it calls several times, on like data. Not with Chainer: its graph is that of
-    the step itself, so that each of its calls is one that is trained, and BN101 tells of them.
+    Where the graph is not known, those that it calls several times, on like data. Not with Chainer: its graph is that
+    of the step itself, so that each of its calls is one that is trained, and BN101 tells of them.
     """
     structure, table = signals.structure, signals.table
     if structure is None or table is None or signals.adapter == "bnwatch.chainer" or passes(signals) > 1:
