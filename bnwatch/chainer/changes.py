@@ -140,7 +140,11 @@ class Changes:
         A program may have taken them out again before anything could be measured.
         """
         of, given = self._swapped_in
-        now = {key: array for key, array in _state(self._layers) if of == step and key in given}
+        now = {
+            key: array
+            for key, array in _state(self._layers)
+            if of == step and key in given and given[key].shape == array.shape
+        }
         held = {key: array.copy() for key, array in now.items()}
         try:
             for key, array in now.items():

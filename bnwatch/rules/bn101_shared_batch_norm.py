@@ -62,7 +62,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,
-                message=f"`{spec.path}` normalizes {len(sites)} call sites, so far with the same statistics",
+                message=f"`{spec.path}` normalizes {len(sites)} call sites, whose statistics are alike as of now",
                 evidence=evidence,
                 notes=("sharing is harmless as long as all call sites see the same distribution",),
             )
