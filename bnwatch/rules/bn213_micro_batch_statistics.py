@@ -53,6 +53,11 @@ def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding
             (
                 "accumulation makes the gradient that of a large batch, and not the statistics: these are as noisy as "
                 "those of one part"
+            )
+            if accumulated > 1
+            else (
+                "be it for several views of the examples or to add up gradients: the statistics are as noisy as those "
+                "of one part"
             ),
             "running statistics are updated with each part, so they settle sooner than steps suggest",
         ),

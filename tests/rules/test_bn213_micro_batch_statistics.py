@@ -103,6 +103,12 @@ def test_parts_and_effective_examples_are_measured():
     assert "calls every layer 4 times" in finding.message
 
 
+@pytest.mark.parametrize(("fields", "note"), [(ACCUMULATED, "accumulation makes"), ({"calls": 2}, "be it for several")])
+def test_passes_are_called_accumulation_where_they_are_known_to_be(fields, note):
+    ((finding,), _) = cases.look("BN213", alternating(6, 20, **fields))
+    assert finding.notes[0].startswith(note)
+
+
 @pytest.mark.parametrize("places", [1, 2])
 def test_passes_of_the_whole_model_are_not_told_as_sharing(places):
     """Where the graph itself calls each layer twice it is sharing, which BN101 tells."""

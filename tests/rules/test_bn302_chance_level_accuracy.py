@@ -106,6 +106,22 @@ KINDS = {
         guessing(output=ends(), train_loss=LEAST - 1e-4),
         "but a training loss of 0.61 is only possible with 12.0% or more",
     ),
+    "a cross-entropy below zero": (
+        guessing(output=ends("sigmoid", "binary_crossentropy"), train_loss=-31.4),
+        "a training loss of -31.4 is no cross-entropy of labels from 0 to 1",
+    ),
+    "a cross-entropy just below zero": (
+        guessing(output=ends(), train_loss=-1.1e-3),
+        "a training loss of -0.0011 is no cross-entropy of labels from 0 to 1",
+    ),
+    "a cross-entropy of zero, rounded": (
+        guessing(output=ends(), train_loss=-0.9e-3),
+        "but a training loss of -0.0009 is only possible with 100.0% or more",
+    ),
+    "another loss, which may be negative": (
+        guessing(output=ends(loss="cosine_similarity"), train_loss=-0.9),
+        "that is what guessing gives",
+    ),
     "a loss of other examples says nothing of the metric": (
         guessing(output=ends(), loss=0.1),
         "that is what guessing gives",
@@ -123,6 +139,20 @@ KINDS = {
     "softmax twice": (guessing(output=ends(from_logits=True)), "softmax is applied twice, by `out` and by the loss"),
     "labels of other examples": (guessing(loss=2.29, update=0.003), "the training loss, 2.29, is that of guessing"),
 }
+
+
+@pytest.mark.parametrize(
+    ("loss", "clause"),
+    [
+        (-2.0, "an evaluation loss of -2 is no cross-entropy"),
+        (0.0, "but an evaluation loss of 0 is only possible with"),
+    ],
+)
+def test_an_evaluation_loss_that_cannot_be(loss, clause):
+    fed = guessing(output=ends(loss="BinaryCrossentropy"), classes=2)()
+    fed.evaluations[-1] = dataclasses.replace(fed.evaluations[-1], loss=loss)
+    ((finding,), _) = cases.look(RULE, fed)
+    assert clause in finding.message
 
 
 def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10):

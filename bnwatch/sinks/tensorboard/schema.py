@@ -148,6 +148,7 @@ class RecordedCells(Rows[RecordedCell]):
     unseen: float | None = None
     seconds: float = 0.0
     swapped: bool | None = None
+    moved: tuple[str, ...] = ()
 
 
 def digest(text: str) -> str:
@@ -202,6 +203,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "unseen": None if cells.unseen is None else json_number(cells.unseen),
         "seconds": json_number(cells.seconds),
         "swapped": cells.swapped,
+        "moved": list(cells.moved),
         "rows": {
             split: {
                 statistics: {
@@ -602,6 +604,7 @@ def parse_cells(data: object) -> RecordedCells:
         unseen=cells.maybe_number("unseen"),
         seconds=cells.number("seconds"),
         swapped=cells.flag("swapped") if cells.has("swapped") else None,
+        moved=cells.maybe_texts("moved"),
     )
 
 
