@@ -250,6 +250,11 @@ class Backend(ABC):
         """Return which traced function of a hand-written loop this is, or None outside of any."""
         return None
 
+    @property
+    def tracing(self) -> bool:
+        """Return whether this is a trace that may stand in for an earlier one of the same step."""
+        return False
+
     # training
 
     @abstractmethod

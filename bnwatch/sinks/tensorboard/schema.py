@@ -447,7 +447,15 @@ def parse_spec(data: object) -> LayerSpec:
         axis=tuple(layer.integers("axis")) if layer.has("axis") else None,
         initial=_pair(layer.items("initial"), "initial of layer"),
         built_at=layer.maybe_text("built_at"),
+        called_at=_parse_lines(layer.maybe_items("called_at")),
     )
+
+
+def _parse_lines(items: list[object]) -> tuple[str | None, ...]:
+    if not all(item is None or isinstance(item, str) for item in items):
+        msg = "called_at of layer is no list of texts"
+        raise SchemaError(msg)
+    return tuple(None if item is None else str(item) for item in items)
 
 
 def parse_site(data: object) -> CallSite:

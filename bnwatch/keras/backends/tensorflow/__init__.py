@@ -105,6 +105,11 @@ class TensorFlowBackend(Backend):
             self._graphs.append(graph)
         return next(n for n, known in enumerate(self._graphs) if known is graph)
 
+    @property
+    def tracing(self) -> bool:
+        """Return whether a function is traced: one whose first trace made variables is traced once more."""
+        return not tf.executing_eagerly()
+
     # training
 
     def functions(self) -> Functions:
