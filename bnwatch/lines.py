@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Lines = tuple[str | None, ...]
 
 _INSIDE = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared as text
-_INSTALLED = (_INSIDE, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"))
+_INSTALLED = (_INSIDE, *map(sysconfig.get_path, ("purelib", "platlib", "stdlib")), "<frozen ")
 _DEEPEST = 16
 """Lines that are kept of one way to a layer."""
 

@@ -104,8 +104,8 @@ class Session:
         """Begin to see, after a snapshot from what was left when it was taken."""
         if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
             for layer in self.layers.watched:
-                known = self.watch.signals.specs.get(layer.path)
-                layer.called_at = () if known is None else known.called_at
+                spec = self.watch.signals.specs.get(layer.path)
+                layer.called_at = () if spec is None else spec.called_at
             self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
             self._first = 0
         if self.watch.experiments:

@@ -794,6 +794,7 @@ def parse_diagnosis(data: object) -> Diagnosis:
         state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]
         causes=diagnosis.texts("causes"),
         reason=diagnosis.maybe_text("reason"),
+        built_at=diagnosis.maybe_text("built_at"),
     )
 
 
