@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bnwatch.sinks.tensorboard import RunRecord
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_CALLS = 20
+"""Lines that a layer is called from, at most: a code host shows no more."""
 _LEVELS = {"info": "note", "warning": "warning", "error": "error"}
 
 
@@ -131,7 +133,7 @@ def _calls(run: RunRecord, subject: str) -> list[dict[str, Any]]:
     known = [(place, names) for line, names in sites.items() if (place := _place(line)) is not None]
     return [
         {"id": number, "physicalLocation": place, "message": {"text": _plain(f"{', '.join(names)} called here")}}
-        for number, (place, names) in enumerate(known)
+        for number, (place, names) in enumerate(known[:_CALLS])
     ]
 
 
