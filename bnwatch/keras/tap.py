@@ -219,7 +219,7 @@ class Tap:
         scope = getattr(self._here, "scope", "training" if self._lanes else None)
         if scope == "evaluation":
             self.evaluated[watched.path] = None
-        if scope != "training":
+        if scope != "training" or self.backend.symbolic:
             return
         lane = self.backend.lane() if self._lanes else None
         if getattr(self._here, "beside", False):
@@ -232,7 +232,7 @@ class Tap:
         k = calls.get((lane, id(watched)), 0)
         calls[lane, id(watched)] = k + 1
         key = lane, id(watched), k
-        if key not in self._trails or self.backend.tracing:
+        if key not in self._trails:
             self._trails[key] = self._callers.trail(sys._getframe(1), type(watched.layer))  # noqa: SLF001
         self.storage.put(key, watched, mean, var, count)
 

@@ -251,9 +251,13 @@ class Backend(ABC):
         return None
 
     @property
-    def tracing(self) -> bool:
-        """Return whether this is a trace that may stand in for an earlier one of the same step."""
+    def symbolic(self) -> bool:
+        """Return whether a call only asks for shapes, as it does where a layer is built by calling it."""
         return False
+
+    def known_everywhere(self, name: str) -> Any:
+        """Return what Keras 3 keeps for everybody under a name; None where it has none."""
+        return self.library.src.backend.common.global_state.get_global_attribute(name)
 
     # training
 

@@ -106,9 +106,9 @@ class TensorFlowBackend(Backend):
         return next(n for n, known in enumerate(self._graphs) if known is graph)
 
     @property
-    def tracing(self) -> bool:
-        """Return whether a function is traced: one whose first trace made variables is traced once more."""
-        return not tf.executing_eagerly()
+    def symbolic(self) -> bool:
+        """Return whether a call only asks for shapes, as it does where a layer is built by calling it."""
+        return not tf.executing_eagerly() and self.known_everywhere("symbolic_scope") is not None
 
     # training
 
