@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bnwatch.lines import Lines
 
 
+OwnWay = Literal["updating", "batch"]
+
+
 @dataclass(eq=False, slots=True)
 class Watched:
     """A batch-normalization layer under watch.
@@ -29,6 +33,8 @@ class Watched:
         updates: updates of the running statistics before the tap counted; None when that is not known.
         built_at: the line that built the layer, as `bnwatch.sources` finds it.
         called_at: the line that each call site is called from.
+        shown: whether the call that ran last has shown its batch statistics.
+        probed: whether it is for bnwatch to take the batch statistics, of what enters a layer that shows none.
     """
 
     layer: Any
@@ -37,6 +43,8 @@ class Watched:
     updates: int | None = None
     built_at: str | None = None
     called_at: Lines = ()
+    shown: bool = False
+    probed: bool = False
 
     @property
     def built(self) -> bool:
@@ -103,6 +111,21 @@ def _constant(initializer: Any) -> float | None:
     kind = type(initializer).__name__
     value = {"Zeros": 0.0, "Ones": 1.0, "Constant": getattr(initializer, "value", None)}.get(kind)
     return float(value) if isinstance(value, int | float) else None
+
+
+def own_way(kind: type, library: type) -> OwnWay | None:
+    """Return how a subclass normalizes whose ``call`` shows no batch statistics, as far as its names say.
+
+    ``updating``: it assigns the running statistics itself. ``batch``: it knows neither running statistics nor the call
+    of the class above, so it normalizes with batch statistics in every mode. None: it may well do what that one does.
+    """
+    code = getattr(inspect.unwrap(kind.call), "__code__", None)  # type: ignore[attr-defined]
+    if kind.call is library.call or code is None:  # type: ignore[attr-defined]
+        return None
+    names = {*code.co_names, *code.co_freevars}
+    if names & {"moving_mean", "moving_variance"}:
+        return "updating" if names & {"assign", "assign_add", "assign_sub", "add_update"} else None
+    return None if names & {"super", "__class__", "call"} else "batch"
 
 
 def _axes(axis: Any) -> tuple[int, ...]:
