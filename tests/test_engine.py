@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from bnwatch import testing
 from bnwatch.diagnosis import Severity, Skipped
 from bnwatch.engine import QUIET_LOOKS, Allowances, Engine
-from bnwatch.records import EvaluationRecord, Structure
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.rules import CATALOGUE, Finding, rule
 
 
@@ -48,6 +50,13 @@ def test_numbers_follow_the_latest_look():
     run.run(at(1))
     run.run(at(2))
     assert run.diagnoses[0].helps == ("new",)
+
+
+def test_the_line_that_built_the_layer_is_named_where_it_is_known():
+    run = engine(script("BN801", [found("bn"), found("unknown"), found("model")]))
+    spec = replace(testing.layer("bn"), built_at="model.py:12")
+    run.run(testing.signals(Attachment((spec, testing.layer("unknown")))))
+    assert {d.subject: d.built_at for d in run.diagnoses} == {"bn": "model.py:12", "unknown": None, "model": None}
 
 
 def test_one_quiet_look_is_a_fluke_and_two_clear():

@@ -449,7 +449,15 @@ def parse_spec(data: object) -> LayerSpec:
         axis=tuple(layer.integers("axis")) if layer.has("axis") else None,
         initial=_pair(layer.items("initial"), "initial of layer"),
         built_at=layer.maybe_text("built_at"),
+        called_at=_parse_lines(layer.maybe_items("called_at")),
     )
+
+
+def _parse_lines(items: list[object]) -> tuple[str | None, ...]:
+    if not all(item is None or isinstance(item, str) for item in items):
+        msg = "called_at of layer is no list of texts"
+        raise SchemaError(msg)
+    return tuple(None if item is None else str(item) for item in items)
 
 
 def parse_site(data: object) -> CallSite:
@@ -789,6 +797,7 @@ def parse_diagnosis(data: object) -> Diagnosis:
         state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]
         causes=diagnosis.texts("causes"),
         reason=diagnosis.maybe_text("reason"),
+        built_at=diagnosis.maybe_text("built_at"),
     )
 
 
