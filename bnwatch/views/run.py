@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bnwatch import render
-from bnwatch.engine import ordered
+from bnwatch.order import ordered
 from bnwatch.records import CHANNEL_STATISTICS
 from bnwatch.render import SCHEMA, json_number
 from bnwatch.signals import STATISTICS, Signals
