@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SUFFIX = ".bnwatch"
 """Ends the name of every event file written here, so that those of other writers are left alone."""
 
+SUBDIRECTORY = "bnwatch"
+"""A run of its own below the log directory: TensorBoard follows one writer a directory."""
+
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _NUMBER = itertools.count()
