@@ -129,6 +129,8 @@ class Decoder:
     def __init__(self, specs: dict[str, LayerSpec]) -> None:
         """Learn ``specs`` from what is read."""
         self._specs = specs
+        self._described: tuple[list[Any], list[Any]] = [], []
+        self._sites: tuple[CallSite, ...] = ()
         self._channels: dict[str, _Channels] = {}
         self.layouts: dict[str, TableLayout] = {}
         self._parsers: dict[str, Callable[[object], Entity]] = {
@@ -166,7 +168,7 @@ class Decoder:
                 shared.append(SharedSites(layout.layer, layout.arranged(_floats(value.tensor), SITE_STATISTICS)))
             elif tag.startswith(schema.CHANNELS):
                 step = max(int(event.step), 0)
-                entities.append(self._described(tag, value).statistics(step, _floats(value.tensor)))
+                entities.append(self._channels_of(tag, value).statistics(step, _floats(value.tensor)))
             elif tag == schema.PROGRESS:
                 progress = parse_progress(value.tensor.tensor_content, value.tensor.dtype)
             elif tag == schema.IDLE:
@@ -204,15 +206,19 @@ class Decoder:
             layout = _description(value)
             columns, zeros = layout.texts("statistics"), layout.maybe_texts("zeros")
             if tag.startswith(schema.STATS):
-                sites = tuple(schema.parse_site(site) for site in layout.items("sites"))
-                specs = [schema.parse_spec(spec) for spec in layout.items("layers")]
-                self._specs.update({spec.path: spec for spec in specs})
-                self.layouts[tag] = TableLayout(sites, "", columns, zeros)
+                described = layout.items("sites"), layout.items("layers")
+                # layouts that differ in their columns repeat what is the same
+                if described != self._described:
+                    sites = tuple(map(schema.parse_site, described[0]))
+                    specs = list(map(schema.parse_spec, described[1]))
+                    self._specs.update({spec.path: spec for spec in specs})
+                    self._described, self._sites = described, sites
+                self.layouts[tag] = TableLayout(self._sites, "", columns, zeros)
             else:
                 self.layouts[tag] = TableLayout((), layout.text("layer"), columns, zeros)
         return self.layouts[tag]
 
-    def _described(self, tag: str, value: Any) -> _Channels:
+    def _channels_of(self, tag: str, value: Any) -> _Channels:
         if tag not in self._channels:
             self._channels[tag] = _Channels.read(_description(value))
         return self._channels[tag]
