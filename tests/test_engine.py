@@ -254,7 +254,7 @@ SICK = {
     "a memory of one batch": ("BN202", "BN108", "BN301", "BN303"),
     "a short training with a long memory": ("BN201", "BN108", "BN301", "BN302", "BN303"),
     "dropout in front": ("BN108", "BN301", "BN303"),
-    "shards that are not shuffled": ("BN212", "BN301", "BN303"),
+    "shards that are not shuffled": ("BN212", "BN208", "BN207", "BN209", "BN301", "BN303"),
     "a dead bottleneck": ("BN306", "BN404", "BN302"),
     "features that never varied": ("BN404", "BN304", "BN301", "BN303"),
     "inputs scaled down twice": ("BN405", "BN302"),

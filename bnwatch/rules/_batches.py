@@ -38,8 +38,6 @@ OTHERS: dict[Statistics, str] = {
 }
 """What the batches as they were are compared with."""
 
-UNMEASURED = "so far it costs no accuracy that could be measured"
-
 
 class Dispersed(NamedTuple):
     """Where batches are farthest from random ones."""
@@ -113,6 +111,20 @@ def cost_of(cells: Cells | None, limits: Limits) -> Cost | None:
             if gained > limits["cost"] and p < limits["alpha"] and not mended:
                 found.append(Cost(split, row["batch"], row[other], name, gained, p))
     return max(found, key=lambda cost: cost.gained, default=None)
+
+
+def harmless(cells: Cells | None) -> str:
+    """Return what the batches and other statistics give where it is not certain that the batches cost accuracy."""
+    names: dict[Statistics, str] = {**OTHERS, "population": "with re-estimated statistics"}
+    for split, row in cells.rows() if cells is not None else ():
+        others = [f"{row[other].accuracy:.1%} {name}" for other, name in names.items() if other in row]
+        if "batch" in row and others:
+            batch = row["batch"]
+            return (
+                f"no lost accuracy can be laid to the batches so far: the same {batch.examples:,} {split} examples "
+                f"give {batch.accuracy:.1%} in their own batches, {', '.join(others)}"
+            )
+    return "whether it costs accuracy is not measured yet"
 
 
 def guesses(signals: Signals, pure: float) -> bool:

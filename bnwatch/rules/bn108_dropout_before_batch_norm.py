@@ -9,7 +9,7 @@ from bnwatch.rules import _settling
 from bnwatch.rules._base import Finding, Limits, Threshold, blind, cells_table, measured, named, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bnwatch.evidence import Cell, SiteShift, Split, Statistics
     from bnwatch.records import Place
@@ -37,7 +37,11 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
     if not found:
         return
     narrow = _narrow(signals, found, limits["held"])
-    cost = _cost(signals, limits) if narrow is not None else None
+    tried = [one for one in signals.cells.rows() if "population" in one[1]] if signals.cells is not None else []
+    gain = _cost(tried, limits)
+    # a re-estimate mends more than dropout
+    cost = gain if narrow is not None else None
+    told = cost or (tried[-1] if tried and gain is None else None)
     worst = max(found, key=lambda path: found[path].rate) if narrow is None else narrow.layer
     place = found[worst]
     by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
@@ -46,9 +50,11 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
         severity=Severity.INFO if cost is None else None,
         message=f"dropout comes before batch normalization at {named(found)}: running statistics are "
         + (
-            "likely too wide for evaluation"
-            if cost is None
-            else f"too wide for evaluation, which costs {_points(cost)}"
+            f"too wide for evaluation, which costs {_points(cost)}"
+            if cost is not None
+            else "those of training, which costs no accuracy so far"
+            if told is not None
+            else "likely too wide for evaluation"
         ),
         evidence={
             "layers": Quantity(len(found), "of batch normalization behind a dropout"),
@@ -63,9 +69,10 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
                 "absent in evaluation, but the running variance is that of training"
                 + ("; whether it matters depends on the weights in between" if cost is None else "")
             ),
-            "what decides: accuracy with running statistics against statistics re-estimated with dropout off (BN301)"
-            if cost is None
-            else measured(*cost, "with statistics re-estimated with dropout off"),
+            measured(*told, "with statistics re-estimated with dropout off")
+            if told is not None
+            else "what decides: accuracy with running statistics against statistics re-estimated with dropout off "
+            "(BN301)",
         ),
         helps=(
             "put dropout behind the last batch normalization",
@@ -97,11 +104,11 @@ def _narrow(signals: Signals, found: Mapping[str, Place], held: float) -> SiteSh
     return narrowest if narrowest is not None and ratios[narrowest] < held else None
 
 
-def _cost(signals: Signals, limits: Limits) -> Cost | None:
+def _cost(tried: Iterable[Cost], limits: Limits) -> Cost | None:
     """Return where statistics re-estimated with dropout off are better than the running ones, the evaluation first."""
     found: Cost | None = None
-    for split, row in signals.cells.rows() if signals.cells is not None else ():
-        gained, p = row["population"].gain_over(row["running"]) if "population" in row else (0.0, 1.0)
+    for split, row in tried:
+        gained, p = row["population"].gain_over(row["running"])
         if gained > limits["cost"] and p < limits["alpha"]:
             found = split, row
     return found

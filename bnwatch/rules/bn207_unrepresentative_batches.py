@@ -47,7 +47,7 @@ def unrepresentative_batches(signals: Signals, limits: Limits) -> Iterator[Findi
                 "examples differ: the network learns to rely on it, and evaluation has no such batches"
             ),
             *_batches.labels(composition),
-            _batches.UNMEASURED if cost is None else cost.note,
+            _batches.harmless(cells) if cost is None else cost.note,
         ),
         helps=(
             "shuffle the examples before they are put into batches (a buffer as large as the data set, or shuffled "

@@ -58,7 +58,7 @@ def alternating_batches(signals: Signals, limits: Limits) -> Iterator[Finding | 
                 if guesses
                 else ()
             ),
-            _batches.UNMEASURED if cost is None else cost.note,
+            _batches.harmless(cells) if cost is None else cost.note,
         ),
         helps=(
             "put examples of both populations into every batch (real and fake together, both domains together)",

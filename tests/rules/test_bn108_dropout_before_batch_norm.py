@@ -88,3 +88,16 @@ def test_what_was_measured_is_said():
     assert finding.evidence["held"].value == pytest.approx(0.6)
     assert "397 evaluation examples: 59.9% with running" in finding.notes[1]
     assert "likely" not in finding.message
+
+
+def test_what_costs_nothing_is_not_called_likely():
+    ((finding,), _) = cases.look("BN108", INFO["mild, as between the layers of a VGG"]())
+    assert finding.message.endswith("running statistics are those of training, which costs no accuracy so far")
+    assert "397 evaluation examples: 89.9% with running" in finding.notes[1]
+
+
+@pytest.mark.parametrize("unknown", [behind(0.5), narrow(layer="bn_0")], ids=["not measured", "of another origin"])
+def test_what_is_not_known_to_be_dropout_is_likely(unknown):
+    ((finding,), _) = cases.look("BN108", unknown())
+    assert finding.message.endswith("running statistics are likely too wide for evaluation")
+    assert finding.notes[1].startswith("what decides: ")

@@ -74,6 +74,19 @@ def test_the_message_says_what_batches_are_and_what_it_costs():
     assert "95.7% in their own batches, 89.5% in random batches of the same sizes" in finding.notes[-1]
 
 
+def test_what_costs_nothing_says_what_was_measured():
+    row = {"batch": 0.95, "running": 0.5, "population": 0.95, "reshuffled": 0.948}
+    ((finding,), _) = cases.look(RULE, run(row=row))
+    assert finding.notes[-1] == (
+        "no lost accuracy can be laid to the batches so far: the same 1,000 training examples give 95.0% in their own "
+        "batches, 94.8% in random batches of the same sizes, 50.0% with running statistics, 95.0% with re-estimated "
+        "statistics"
+    )
+    unmeasured = testing.signals(testing.composition(2, at()))
+    ((finding,), _) = cases.look(RULE, unmeasured)
+    assert finding.notes[-1] == "whether it costs accuracy is not measured yet"
+
+
 @pytest.mark.parametrize(("purity", "said"), [((0.51, 0.18), True), ((0.2, 0.18), False), (None, False)])
 def test_labels_are_told_where_they_say_something(purity, said):
     ((finding,), _) = cases.look(RULE, run(purity=purity))
