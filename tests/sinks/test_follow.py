@@ -312,6 +312,24 @@ def test_any_beginning_is_that_of_an_event_or_none(head):
     assert _start(head) is None or head[0] == 9
 
 
+@pytest.mark.parametrize("step", [0, 1, 127, 128, 16_383, 16_384, 1 << 35, (1 << 62) - 1])
+@pytest.mark.parametrize("layers", [1, 90])
+def test_a_step_may_be_of_any_length(tmp_path, monkeypatch, step, layers):
+    paths = tuple(f"layer_{n}" for n in range(layers))
+    sink = written(tmp_path, paths=paths)
+    table = samples.table(1, *paths)
+    for later in (0, 0, 0, step, step, step + 1, step + 1):
+        sink.write(replace(table, step=later, examples=later % 1000))
+    read = []
+    take = File._take
+    monkeypatch.setattr(File, "_take", lambda self, file, span: read.append(span) or take(self, file, span))
+    follower = Follower(sink.directory)
+    follower.refresh()
+    # the version, the start, the attachment, the first sample and one like the others
+    assert len(read) == 5
+    same(follower, tmp_path)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_payload_with_changed_bytes_is_skimmed_as_it_is_read_or_not_at_all(tmp_path_factory, data):
