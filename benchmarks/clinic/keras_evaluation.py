@@ -107,6 +107,29 @@ def no_running_statistics(run: Run) -> None:
     run.measure(one_at_a_time=one_at_a_time(model, data.xv, data.yv))
 
 
+class OfTheBatchAlone(layers.BatchNormalization):
+    """The same, with moments of its own."""
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:  # noqa: ARG002
+        mean, variance = ops.moments(inputs, axes=[0], keepdims=True)
+        return self.gamma * (inputs - mean) / ops.sqrt(variance + self.epsilon) + self.beta
+
+
+@case("BN-051/alone", expects="BN103", framework="keras", also=("BN203",))
+def no_running_statistics_at_all(run: Run) -> None:
+    """The same in a binary classifier, by a layer that shows nothing of what it does."""
+    data = table("breast_cancer")
+    model = keras.Sequential([keras.Input((30,))])
+    for _ in range(2):
+        model.add(layers.Dense(32))
+        model.add(OfTheBatchAlone())
+        model.add(layers.ReLU())
+    model.add(layers.Dense(2))
+    classifying(model, 3e-3)
+    run.fit(model, data.x, data.y, validation_data=(data.xv, data.yv), epochs=5, batch_size=64)
+    run.measure(one_at_a_time=one_at_a_time(model, data.xv, data.yv))
+
+
 @case("BN-053", expects="BN103", framework="keras")
 def dropout_as_well(run: Run) -> None:
     """Dropout stays on as well; https://github.com/tensorflow/models/pull/2776."""

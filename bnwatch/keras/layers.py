@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from bnwatch.keras.backends.base import Backend
 
 
+OwnWay = Literal["updating", "batch"]
+
+
 @dataclass(eq=False, slots=True)
 class Watched:
     """A batch-normalization layer under watch.
@@ -25,12 +29,16 @@ class Watched:
         path: its unique name inside the model.
         backend: of the model.
         updates: updates of the running statistics before the tap counted; None when that is not known.
+        shown: whether the call that ran last has shown its batch statistics.
+        probed: whether it is for bnwatch to take the batch statistics, of what enters a layer that shows none.
     """
 
     layer: Any
     path: str
     backend: Backend
     updates: int | None = None
+    shown: bool = False
+    probed: bool = False
 
     @property
     def built(self) -> bool:
@@ -95,6 +103,21 @@ def _constant(initializer: Any) -> float | None:
     kind = type(initializer).__name__
     value = {"Zeros": 0.0, "Ones": 1.0, "Constant": getattr(initializer, "value", None)}.get(kind)
     return float(value) if isinstance(value, int | float) else None
+
+
+def own_way(kind: type, library: type) -> OwnWay | None:
+    """Return how a subclass normalizes whose ``call`` shows no batch statistics, as far as its names say.
+
+    ``updating``: it assigns the running statistics itself. ``batch``: it knows neither running statistics nor the call
+    of the class above, so it normalizes with batch statistics in every mode. None: it may well do what that one does.
+    """
+    code = getattr(inspect.unwrap(kind.call), "__code__", None)  # type: ignore[attr-defined]
+    if kind.call is library.call or code is None:  # type: ignore[attr-defined]
+        return None
+    names = {*code.co_names, *code.co_freevars}
+    if names & {"moving_mean", "moving_variance"}:
+        return "updating" if names & {"assign", "assign_add", "assign_sub", "add_update"} else None
+    return None if names & {"super", "__class__", "call"} else "batch"
 
 
 def _axes(axis: Any) -> tuple[int, ...]:

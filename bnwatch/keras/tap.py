@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bnwatch.keras.backends.base import Backend, Calls, Guard, Reading
-    from bnwatch.keras.layers import Watched
+    from bnwatch.keras.layers import OwnWay, Watched
+    from bnwatch.records import Source
 
 Scope = Literal["training", "evaluation"]
 Statistics = dict[str, tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", int]]
@@ -114,8 +116,12 @@ class Tap:
     def _hook(self, layers: list[Watched], known: Statistics) -> None:
         for watched in layers:
             watched.updates = self._updates_so_far(watched, known)
-            hooks = self.backend.hooks(watched, self._recording(watched))
-            for name, hook in {**hooks, "call": self._calling(watched)}.items():
+            record = self._recording(watched)
+            hooks, call = self.backend.hooks(watched, record), self._calling(watched)
+            if (way := self.backend.own_way(watched.layer)) is not None:
+                hooks = {name: _showing(watched, hook) for name, hook in hooks.items()}
+                call = self._calling(watched, self._probe(watched, way, record))
+            for name, hook in {**hooks, "call": call}.items():
                 self._hang(watched.layer, name, hook)
 
     def _hang(self, owner: Any, name: str, hook: Any) -> None:
@@ -167,7 +173,28 @@ class Tap:
 
     # recording: while a step is traced, or eagerly
 
-    def _calling(self, watched: Watched) -> Callable[..., Any]:
+    def _probe(
+        self, watched: Watched, way: OwnWay, record: Callable[[Any, Any, Callable[[], Any]], None]
+    ) -> Callable[[Any], None]:
+        """Return what takes the batch statistics of a call that has shown none: those of what enters the layer."""
+        signature = inspect.signature(watched.layer.call)
+
+        def probe(given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+            with self._guard("taking the statistics of what enters a layer"):
+                arguments = signature.bind(*given[0], **given[1]).arguments
+                # whether one that is frozen takes batch statistics all the same, nobody knows
+                if watched.shown or not (
+                    way == "batch" or (watched.layer.trainable and arguments.get("training") is True)
+                ):
+                    return
+                watched.probed = True
+                inputs = next(iter(arguments.values()))
+                mean, var, count = self.backend.batch_moments(watched.layer, inputs, arguments.get("mask"))
+                record(mean, var, lambda: count)
+
+        return self.backend.unseen_by_compilers(probe)
+
+    def _calling(self, watched: Watched, after: Callable[[Any], None] | None = None) -> Callable[..., Any]:
         """Return the layer's own call, which is noted: one that leaves no statistics was in inference mode."""
         own = watched.layer.call
 
@@ -188,7 +215,12 @@ class Tap:
         @wraps(getattr(own, "__func__", own))
         def call(_: Any, *args: Any, **kwargs: Any) -> Any:
             noted((args, kwargs))
-            return own(*args, **kwargs)
+            if after is None:
+                return own(*args, **kwargs)
+            watched.shown = False
+            result = own(*args, **kwargs)
+            after((args, kwargs))
+            return result
 
         call.bnwatch_own = own  # type: ignore[attr-defined]
         # a method, as its own was: Keras 2 looks at the signature when it saves
@@ -296,9 +328,12 @@ class Tap:
             yield CallRecord(
                 spec=spec,
                 site=CallSite(watched.path, k, stored.replica),
-                batch=BatchStatistics(stored.mean, stored.var, stored.count, self.backend.source(watched.layer)),
+                batch=BatchStatistics(stored.mean, stored.var, stored.count, self._source(watched)),
                 running=RunningStatistics(mean, var, spec.decay, updates, spec.bessel_corrected),
             )
+
+    def _source(self, watched: Watched) -> Source:
+        return "probed" if watched.probed else self.backend.source(watched.layer)
 
     def _statistics(self) -> Statistics:
         counted = _total(self.storage.read()) if self.storage.recorded else {}
@@ -316,6 +351,16 @@ class Tap:
             return None
         now = watched.statistics()
         return updates if (now[0] == mean).all() and (now[1] == var).all() else None
+
+
+def _showing(watched: Watched, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that notes that the layer shows its batch statistics."""
+
+    def showing(*args: Any, **kwargs: Any) -> Any:
+        watched.shown = True
+        return hook(*args, **kwargs)
+
+    return showing
 
 
 def _total(reading: Reading) -> dict[int, int]:

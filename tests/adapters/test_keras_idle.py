@@ -143,14 +143,68 @@ class Own(layers.BatchNormalization):
         return inputs - self.moving_mean
 
 
-@pytest.mark.skipif(LEGACY, reason="Keras 2 has no keras.ops to write such a layer with")
-def test_a_layer_that_normalizes_in_its_own_way_is_not_idle():
-    x = inputs = keras.Input((5,))
-    x = Own(name="own", scale=False, center=False)(layers.Dense(6)(x))
+class OfTheBatch(layers.BatchNormalization):
+    """Knows no modes."""
+
+    def call(self, inputs):
+        return inputs - keras.ops.mean(inputs, axis=0)
+
+
+class NeverTrained(layers.BatchNormalization):
+    """Is in inference mode in training, by the class above."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False)
+
+
+class Reading(layers.BatchNormalization):
+    """Is in inference mode in training, by itself."""
+
+    def call(self, inputs):
+        return (inputs - self.moving_mean) / keras.ops.sqrt(self.moving_variance + self.epsilon)
+
+
+OWN = pytest.mark.skipif(LEGACY, reason="Keras 2 has no keras.ops to write such a layer with")
+
+
+def own(kind, **arguments):
+    bare = {"scale": False, "center": False, **arguments}
+    return lambda: keras.Sequential([keras.Input((5,)), kind(name="own", **bare), layers.Dense(CLASSES)])
+
+
+@OWN
+@pytest.mark.parametrize("kind", [Own, OfTheBatch])
+@pytest.mark.parametrize("arguments", modes("default", "jit", "eager"))
+def test_a_layer_that_shows_no_statistics_is_probed(kind, arguments):
     callback, seen = faked()
-    model = make(lambda: keras.Model(inputs, layers.Dense(CLASSES)(x)))
-    features, labels = data(32, shape=(5,))
-    model.fit(features, labels, batch_size=16, verbose=0, callbacks=[callback])
+    model, alone = make(own(kind), **arguments), make(own(kind), **arguments)
+    x, y = data(48, shape=(5,))
+    fitted = {"batch_size": 16, "verbose": 0, "shuffle": False, "validation_data": (x, y)}
+    alone.fit(x, y, **fitted)
+    model.fit(x, y, **fitted, callbacks=[callback])
     assert seen.faults == []
-    assert np.ptp(model.get_layer("own").moving_mean) > 0
-    assert [found.idle for found in seen.snapshots] == [(), ()]
+    assert all(np.array_equal(now, then) for now, then in zip(model.get_weights(), alone.get_weights(), strict=True))
+    assert not hooks(model)
+    batches = [x[:16], x[16:32], x[32:]]
+    for snapshot, batch in zip(seen.snapshots, batches, strict=True):
+        (call,) = snapshot.calls
+        assert snapshot.idle == ()
+        assert call.batch.source == "probed"
+        assert call.batch.count == 16
+        np.testing.assert_allclose(call.batch.mean, batch.mean(0, dtype=float), atol=1e-6)
+        np.testing.assert_allclose(call.batch.var, batch.var(0, dtype=float), rtol=1e-5)
+    # the one reads its running statistics in evaluation, the other has no use for any
+    assert [one.batch_statistics for one in seen.evaluations] == [("own",) if kind is OfTheBatch else ()]
+
+
+@OWN
+@pytest.mark.parametrize(
+    ("make_one", "idle"), [(own(NeverTrained), ("own",)), (own(Reading), ("own",)), (own(Own, trainable=False), ())]
+)
+def test_a_layer_of_ones_own_that_takes_no_batch_statistics_is_not_probed(make_one, idle):
+    callback, seen = faked()
+    x, y = data(16, shape=(5,))
+    make(make_one).fit(x, y, batch_size=16, verbose=0, callbacks=[callback])
+    assert seen.faults == []
+    assert [found.calls for found in seen.snapshots] == [()]
+    assert [found.idle for found in seen.snapshots] == [idle]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bnwatch.evidence import ExperimentNotPossibleError, entries
+from bnwatch.keras.layers import own_way
 from bnwatch.keras.library import library_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bnwatch.keras.keep import Kept
-    from bnwatch.keras.layers import Watched
+    from bnwatch.keras.layers import OwnWay, Watched
     from bnwatch.records import Source
 
     Guard = Callable[[str], AbstractContextManager[None]]
@@ -195,6 +196,10 @@ class Backend(ABC):
         if not hasattr(layer, "_moments"):
             return f"{type(layer).__name__} of keras {self.library.__version__} does not show its batch statistics"
         return None
+
+    def own_way(self, layer: Any) -> OwnWay | None:
+        """Return how a layer normalizes that has a call of its own; None where it shows it, or where nobody knows."""
+        return own_way(type(layer), self.library.layers.BatchNormalization)
 
     def concealed(self, layer: Any) -> dict[str, str]:  # noqa: ARG002 - Keras sees the layers of most backends
         """Return by name what normalizes inside a layer where Keras does not see it, and why it cannot be watched."""
