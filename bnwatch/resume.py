@@ -21,7 +21,7 @@ from bnwatch.diagnosis import Severity
 from bnwatch.evidence import SPLITS, Cell, Cells
 from bnwatch.signals import Signals
 from bnwatch.sinks.tensorboard import Mark, RecordError, read_as_of, schema
-from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
+from bnwatch.sinks.tensorboard.events import SUBDIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

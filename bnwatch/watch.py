@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import sysconfig
 import traceback
 import warnings
 from dataclasses import replace
@@ -19,6 +18,7 @@ from bnwatch import evidence, render
 from bnwatch.channels import ChannelChoice
 from bnwatch.diagnosis import LOOKS_AGAIN, BatchNormError, BatchNormWarning, Report, Severity, Skipped
 from bnwatch.engine import Allowances, Engine
+from bnwatch.lines import installed
 from bnwatch.records import (
     Attachment,
     BatchStatistics,
@@ -671,10 +671,8 @@ class Verdict:
 
 def _outside() -> int:
     """Return the stack level of the user's own line: the first frame that is neither bnwatch's nor an installed one."""
-    inside = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared as text
-    installed = (inside, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn itself uses; inspect.stack reads files
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(installed):
+    while frame.f_back is not None and installed(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
 

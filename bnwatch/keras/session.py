@@ -40,6 +40,11 @@ def attachment(tap: Tap) -> Attachment:
     return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), unrestored, initial)
 
 
+def located(known: Attachment, tap: Tap) -> Attachment:
+    """Return an attachment with the lines that call sites are called from by now."""
+    return replace(known, layers=tuple(watched.spec() for watched in tap.layers if watched.built))
+
+
 class Attached:
     """What is on the model while it is watched; taken off in one place, also when training raised."""
 
@@ -294,11 +299,19 @@ class Session:
             self._attached.training.collect()
         seen = self._training if last else readings.training(self.backend, None)
         calls = self.tap.records()
+        self._note_lines()
         idle = self.tap.idle(calls)
         self._normalized.update(call.site.layer for call in calls)
         self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples, idle))
         if self.watch.wants_look:
             self.watch.look(self.lab, step=steps, epoch=self._epoch)
+
+    def _note_lines(self) -> None:
+        """Say anew what is watched where a step showed from which lines layers are called."""
+        if self._attachment is not None and self.tap.relocated:
+            self.tap.relocated = False
+            self._attachment = located(self._attachment, self.tap)
+            self.watch.open(self._attachment)
 
     def _note_unrestored(self) -> None:
         """Say anew what is not restored where a layer that no step normalizes in was given parameters since."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
-from bnwatch.rules._order import CAUSES, rank
+from bnwatch.order import CAUSES, rank
 from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, gap
 
 if TYPE_CHECKING:

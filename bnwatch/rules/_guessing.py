@@ -15,7 +15,7 @@ from bnwatch import moments
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bnwatch.evidence import Look
+    from bnwatch.evidence import Cells, Look
     from bnwatch.records import EvaluationRecord, Output
     from bnwatch.signals import Signals
 
@@ -89,6 +89,28 @@ def letters(name: str | None) -> str:
 def kind(case: Case) -> Kind:
     """Return why it guesses, as far as it is known."""
     return next((found for one in KINDS if (found := one(case)) is not None), Kind(GUESSING, (), _general()))
+
+
+def statistics(cells: Cells, alpha: float) -> Kind | None:
+    """Return that the network has learned and only its running statistics guess, None where neither is to be seen.
+
+    Dropout or augmentation may leave the training accuracy at chance for long, where that of the cells is not.
+    """
+    for split, row in cells.rows():
+        batch, running = row["batch"], row["running"]
+        right = round(batch.accuracy * batch.examples)
+        by_chance = moments.binomial_survival(right, batch.examples, batch.majority)
+        gained, p = batch.gain_over(running)
+        if gained > 0.0 and max(by_chance, p) < alpha:
+            return Kind(
+                f"with batch statistics it is {batch.accuracy:.1%}, so what guesses is the running statistics",
+                (
+                    f"the same {batch.examples:,} {split} examples give {running.accuracy:.1%} with running "
+                    "statistics: the weights have learned, and the labels belong to their examples",
+                ),
+                ("see what is said of the running statistics (BN301), and of what makes them so",),
+            )
+    return None
 
 
 GUESSING = "that is what guessing gives"

@@ -26,6 +26,7 @@ from bnwatch.rules._base import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bnwatch.records import LayerSpec
     from bnwatch.signals import SharedSites, Signals
 
 
@@ -67,7 +68,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
-                table=_table(spec.path, apart),
+                table=_table(spec, apart),
                 notes=(
                     (
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
@@ -81,7 +82,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,
-                message=f"`{spec.path}` normalizes {len(sites)} call sites, so far with the same statistics",
+                message=f"`{spec.path}` normalizes {len(sites)} call sites, whose statistics are alike as of now",
                 evidence=evidence,
                 notes=("sharing is harmless as long as all call sites see the same distribution",),
             )
@@ -147,17 +148,22 @@ def _helps(signals: Signals, *, graph: bool = True) -> tuple[str, ...]:
     )
 
 
-def _table(layer: str, apart: SharedSites) -> Table:
+def _table(spec: LayerSpec, apart: SharedSites) -> Table:
     channel = int(apart["channel"])
+    lines = dict(enumerate(spec.called_at))
     return Table(
-        ("call site", f"batch mean (channel {channel})", "batch std", "running mean", "apart"),
+        (
+            *("call site", f"batch mean (channel {channel})", "batch std", "running mean", "apart"),
+            *(("called from",) if lines else ()),
+        ),
         tuple(
             (
-                f"{layer}#{index}",
+                f"{spec.path}#{index}",
                 site["batch_mean"],
                 site["batch_std"],
                 site["running_mean"],
                 f"{abs(site['batch_mean'] - site['running_mean']) / site['running_std']:.1f} std",
+                *((lines.get(index) or "not known",) if lines else ()),
             )
             for index, site in enumerate(apart.rows())
         ),

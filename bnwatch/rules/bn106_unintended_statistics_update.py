@@ -121,14 +121,14 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
 def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
     """Return the layers that a step calls in training mode more often than the graph of the model does.
 
-    Where the graph is not known, or is that of the step itself, as in Chainer, those that it calls several times, on
-    like data.
+    Where the graph is not known, those that it calls several times, on like data. Not with Chainer: its graph is that
+    of the step itself, so that each of its calls is one that is trained, and BN101 tells of them.
     """
     structure, table = signals.structure, signals.table
-    if structure is None or table is None or passes(signals) > 1:
+    if structure is None or table is None or signals.adapter == "bnwatch.chainer" or passes(signals) > 1:
         return None
     calls = Counter(site.layer for site in table.sites if site.replica == 0)
-    if structure.hidden is None and signals.adapter != "bnwatch.chainer":
+    if structure.hidden is None:
         places = {usage.path: len(usage.places) for usage in structure.layers if usage.places}
         layers = [path for path, times in calls.items() if path in places and times > places[path]]
         fact = "one forward pass makes fewer"

@@ -165,7 +165,9 @@ def _lagging(  # noqa: PLR0917
         ),
         helps=(
             refresh(signals),
-            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls in time",
+            "or "
+            + (f"{decay_argument(signals, f'{shorter:g}')}, " if 2.0 * wanted <= batches else "")
+            + "a longer training, or a learning rate that falls in time",
         ),
     )
 

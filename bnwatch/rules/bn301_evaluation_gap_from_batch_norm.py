@@ -148,7 +148,7 @@ def _notes(cells: Cells, besides: list[str], *, restored: bool) -> tuple[str, ..
             f"and these are of forward passes of the model alone: training steps call {named(besides)} on other data "
             "besides"
         )
-    elif cells.moved and restored:
+    elif cells.moved and restored and not cells.swapped:
         meaning = f"and the running ones of {named(cells.moved)} moved when no step was trained"
     if cells.training:
         notes.append(f"{where}, {meaning}")

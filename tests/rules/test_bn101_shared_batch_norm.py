@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,25 @@ def test_both_sites_are_named_with_their_means():
     assert (first, second) == (pytest.approx(0.0, abs=0.5), pytest.approx(1.0, abs=0.5))
     assert finding.evidence["between_shift"].value == pytest.approx(1 / math.sqrt(2), rel=0.1)
     assert finding.evidence["p_value"].value < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("lines", "cells"),
+    [
+        ((), []),
+        (("model.py:31", "model.py:35"), ["model.py:31", "model.py:35"]),
+        ((None, "model.py:35"), ["not known", "model.py:35"]),
+        (("model.py:31",), ["model.py:31", "not known"]),
+        (("model.py:31", "model.py:35", "model.py:36"), ["model.py:31", "model.py:35"]),
+    ],
+)
+def test_the_lines_that_call_the_sites_are_named_where_they_are_known(lines, cells):
+    signals = at_shift(1.0)
+    signals.specs["bn"] = replace(signals.specs["bn"], called_at=lines)
+    ((finding,), _) = cases.look(RULE, signals)
+    assert ("called from" in finding.table.columns) is bool(cells)
+    assert [row[5] for row in finding.table.rows if cells] == cells
+    assert {len(row) for row in finding.table.rows} == {len(finding.table.columns)}
 
 
 @pytest.mark.parametrize(

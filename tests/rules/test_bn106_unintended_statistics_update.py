@@ -41,13 +41,13 @@ def stepped(beyond, pairs=int(LIMITS["samples"]), *, explained=0, gaps=1, mean=1
     return testing.signals(Attachment((spec,), unseen=unseen), *snapshots)
 
 
-def passes(calls, places, layers=("bn",), apart=0.0):
+def passes(calls, places, layers=("bn",), apart=0.0, by="keras 3"):
     """A model whose graph calls each layer ``places`` times, and a step that does so ``calls[layer]`` times."""
     specs = [testing.layer(path, decay=1.0) for path in layers]
     graph = Structure(tuple(testing.usage(p, *(testing.place(p, k) for k in range(places))) for p in layers))
     rng = np.random.default_rng(1)
     return testing.signals(
-        Attachment(tuple(specs), framework="keras 3"),
+        Attachment(tuple(specs), framework=by),
         graph,
         *(
             testing.snapshot(
@@ -105,6 +105,9 @@ QUIET = {
     "rounding at a mean of 3,000 standard deviations": lambda: stepped(0.0, WINDOW, mean=3e3),
     "a call for each place of the graph": lambda: passes({"bn": 2}, 2),
     "as many passes of the whole model, which is BN213": lambda: passes({"bn": 2, "head": 2}, 1, ("bn", "head")),
+    "several calls of a step of Chainer's, each of which is trained": lambda: passes(
+        {"bn": 2, "head": 1}, 1, ("bn", "head"), by="chainer 7.8.1"
+    ),
     "calls that see other data, which is BN101": lambda: _hidden(
         passes({"bn": 2, "head": 1}, 1, ("bn", "head"), apart=1.0)
     ),

@@ -192,6 +192,13 @@ def test_a_shorter_memory_is_a_tenth_of_the_training():
     assert pytest.approx(66, abs=1) == 1.97 / 0.03
 
 
+@pytest.mark.parametrize(("steps", "offered"), [(990, True), (1000, False)])
+def test_a_shorter_memory_is_offered_where_it_is_half_as_long(steps, offered):
+    """199 batches are twice a tenth of 995 steps."""
+    ((finding,), _) = cases.look("BN202", settled(0.99, steps)())
+    assert ("decay" in finding.helps[1]) is offered
+
+
 def test_without_a_graph_the_layers_of_the_training_are_judged():
     signals = settled(0.01, 660)()
     signals.structure = None

@@ -167,7 +167,14 @@ def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10
     return lambda: at(*evaluations(*[accuracy] * 3, train=0.8, classes=2), Cells(step, 0, 2, *rows))
 
 
+def learned(batch, *, split="evaluation", running=0.05, step=10):
+    return testing.cells(step, **{split: {"batch": batch, "running": running}}, examples=EXAMPLES)
+
+
 FIRES = {
+    "what batch statistics give is chance": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(MOST / EXAMPLES)),
+    "running statistics are hardly worse": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.135, running=0.13)),
+    "learned before it was at chance": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.4, step=9)),
     "rare classes, of which one is always named": rare(constant=True),
     "rare classes, and what was learned is forgotten since": rare(step=9),
     **{name: build for name, (build, _) in KINDS.items()},
@@ -204,7 +211,12 @@ SKIPS = {
     "above_margin": (lambda: at(*evaluations(*[0.1] * 3, examples=ENOUGH - 1, train_examples=ENOUGH - 1)), None),
 }
 
-test_cases = cases.runner(RULE, fires=FIRES, quiet=QUIET, skips=SKIPS)
+INFO = {
+    "the running statistics alone guess": lambda: at(*evaluations(0.1, 0.1, 0.1), learned((MOST + 1) / EXAMPLES)),
+    "seen on training data alone": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.4, split="training")),
+}
+
+test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
 def test_the_boundary_is_where_the_test_puts_it():
@@ -230,6 +242,8 @@ def test_running_statistics_that_are_to_blame_are_not_called_innocent():
     guilty = testing.cells(10, evaluation={"batch": 0.4, "running": 0.1})
     ((finding,), _) = cases.look(RULE, at(*evaluations(0.1, 0.1, 0.1), guilty))
     assert not any("innocent" in note for note in finding.notes)
+    assert "with batch statistics it is 40.0%" in finding.message
+    assert not any("likely" in note for note in finding.notes)
     assert "BN301" in cases.rule(RULE).causes
 
 

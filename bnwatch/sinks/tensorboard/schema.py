@@ -21,7 +21,7 @@ resumed run goes on under the same tag if, and only if, it means the same:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -174,22 +174,22 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
 
 def structure_json(structure: Structure) -> dict[str, Any]:
     """Return what is known before the first step as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(structure))}
+    return {"schema": SCHEMA, **_finite(structure)}
 
 
 def spec_json(spec: LayerSpec) -> dict[str, Any]:
     """Return a layer's specification as JSON objects."""
-    return dict(_finite(asdict(spec)))
+    return dict(_finite(spec))
 
 
 def evaluation_json(evaluation: EvaluationRecord) -> dict[str, Any]:
     """Return an evaluation as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(evaluation))}
+    return {"schema": SCHEMA, **_finite(evaluation)}
 
 
 def look_json(look: Look) -> dict[str, Any]:
     """Return a look as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(look))}
+    return {"schema": SCHEMA, **_finite(look)}
 
 
 def cells_json(cells: Cells) -> dict[str, Any]:
@@ -227,12 +227,12 @@ def cells_json(cells: Cells) -> dict[str, Any]:
 
 def attribution_json(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(attribution))}
+    return {"schema": SCHEMA, **_finite(attribution)}
 
 
 def composition_json(composition: Composition) -> dict[str, Any]:
     """Return how batches are composed as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(composition))}
+    return {"schema": SCHEMA, **_finite(composition)}
 
 
 def idle_json(layers: tuple[str, ...]) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def idle_json(layers: tuple[str, ...]) -> dict[str, Any]:
 
 def entering_json(entering: Entering) -> dict[str, Any]:
     """Return what enters each layer as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(entering))}
+    return {"schema": SCHEMA, **_finite(entering)}
 
 
 def replicas_json(replicas: Replicas) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def channels_json(channels: ChannelStatistics) -> dict[str, Any]:
 
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
     """Return a skipped rule as JSON objects."""
-    return {"schema": SCHEMA, **asdict(skipped)}
+    return {"schema": SCHEMA, **_finite(skipped)}
 
 
 def stored_diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -287,7 +287,9 @@ def stored_diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON objects with the numbers that JSON lacks as strings."""
+    """Return JSON objects, the numbers that JSON lacks as strings; of a dataclass an object of its fields."""
+    if is_dataclass(value):
+        return {field.name: _finite(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -449,7 +451,15 @@ def parse_spec(data: object) -> LayerSpec:
         axis=tuple(layer.integers("axis")) if layer.has("axis") else None,
         initial=_pair(layer.items("initial"), "initial of layer"),
         built_at=layer.maybe_text("built_at"),
+        called_at=_parse_lines(layer.maybe_items("called_at")),
     )
+
+
+def _parse_lines(items: list[object]) -> tuple[str | None, ...]:
+    if not all(item is None or isinstance(item, str) for item in items):
+        msg = "called_at of layer is no list of texts"
+        raise SchemaError(msg)
+    return tuple(None if item is None else str(item) for item in items)
 
 
 def parse_site(data: object) -> CallSite:
@@ -789,6 +799,7 @@ def parse_diagnosis(data: object) -> Diagnosis:
         state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]
         causes=diagnosis.texts("causes"),
         reason=diagnosis.maybe_text("reason"),
+        built_at=diagnosis.maybe_text("built_at"),
     )
 
 
