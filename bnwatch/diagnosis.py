@@ -78,6 +78,7 @@ class Diagnosis:
         state: active, cleared (no longer holds), or allowed by the user.
         causes: ``rule subject`` of the active diagnoses this one is a consequence of.
         reason: the user's reason, for an allowed diagnosis.
+        built_at: ``file.py:12`` where the layer that it is about was built, when known.
     """
 
     rule: str
@@ -96,6 +97,7 @@ class Diagnosis:
     state: State = "active"
     causes: tuple[str, ...] = ()
     reason: str | None = None
+    built_at: str | None = None
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -133,6 +133,7 @@ class Engine:
         known = self._diagnoses.get(key)
         reason = self._allow.reason(rule.id, finding.subject)
         again = known is not None and known.state != "cleared"
+        spec = signals.specs.get(finding.subject)
         self._quiet.pop(key, None)
         self._diagnoses[key] = Diagnosis(
             rule=rule.id,
@@ -150,6 +151,7 @@ class Engine:
             helps=finding.helps,
             state="active" if reason is None else "allowed",
             reason=reason,
+            built_at=None if spec is None else spec.built_at,
         )
         return key
 

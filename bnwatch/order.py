@@ -86,8 +86,9 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN304": (*NUMERICS, *CALLS, "BN205", "BN404"),
     "BN306": NUMERICS,
     "BN301": (*STATISTICS, "BN108", "BN212", "BN404", "BN304"),
-    # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301
-    "BN302": (*NUMERICS, "BN203", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
+    # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301; but
+    # what was loaded without them may be trained on in inference mode, as a frozen backbone is
+    "BN302": (*NUMERICS, "BN203", "BN211", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
     "BN303": (*STATISTICS, "BN108", "BN212", "BN404", "BN304", "BN301"),
 }
 """For each rule those whose diagnoses, of warning or above, explain its own: it is then shown as a consequence."""

@@ -33,6 +33,7 @@ class LayerSpec:
         axis: channel axis, or the axes reduced over where that is what the framework stores.
         initial: the mean and variance the running statistics start from.
         built_at: ``file.py:12`` where the layer was built, when known.
+        called_at: the same for the line that each call site is called from, by its index; None where not known.
     """
 
     path: str
@@ -45,6 +46,7 @@ class LayerSpec:
     axis: tuple[int, ...] | None = None
     initial: tuple[float, float] = (0.0, 1.0)
     built_at: str | None = None
+    called_at: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)

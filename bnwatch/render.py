@@ -150,6 +150,7 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "helps": list(diagnosis.helps),
         "causes": list(diagnosis.causes),
         "reason": diagnosis.reason,
+        "built_at": diagnosis.built_at,
     }
 
 
@@ -312,7 +313,8 @@ def _where(diagnosis: Diagnosis) -> str:
     first, last = diagnosis.step, diagnosis.last_step
     steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
     epoch = f"epoch {diagnosis.epoch + 1:,}"
-    return f"{shorten(diagnosis.subject, _LONG_WORD)}, {steps}, {epoch if first == last else 'since ' + epoch}"
+    built = f", built at {shorten(diagnosis.built_at, _LONG_WORD)}" if diagnosis.built_at else ""
+    return f"{shorten(diagnosis.subject, _LONG_WORD)}{built}, {steps}, {epoch if first == last else 'since ' + epoch}"
 
 
 def _brief(diagnosis: Diagnosis) -> str:
@@ -450,7 +452,7 @@ def table_markdown(table: Table) -> str:
 
 def _markdown_where(diagnosis: Diagnosis) -> str:
     subject = shorten(diagnosis.subject, _LONG_WORD)
-    return f"{_markdown_code(subject)}{_where(diagnosis)[len(subject) :]}"
+    return f"{_markdown_code(subject)}{markdown_text(_where(diagnosis)[len(subject) :])}"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

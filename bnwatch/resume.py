@@ -241,7 +241,7 @@ def _cells_tree(cells: Cells) -> dict[str, Any]:
         for split, row in cells.rows()
     }
     plain = {name: getattr(cells, name) for name in ("step", "epoch", "classes", "missing", "seconds", "swapped")}
-    return {**plain, "rows": rows}
+    return {**plain, "moved": list(cells.moved), "rows": rows}
 
 
 def _cells(tree: Any) -> Cells:
@@ -261,6 +261,7 @@ def _cells(tree: Any) -> Cells:
         missing=tree["missing"],
         seconds=float(tree["seconds"]),
         swapped=tree.get("swapped"),
+        moved=tuple(str(path) for path in tree.get("moved", ())),
     )
 
 

@@ -29,7 +29,17 @@ HOSTILE = 'x"\x1b[31m\u202e<img src=x onerror=alert(1)>`|*\n../../etc\x00\ud800'
 
 def attachment(*paths: str) -> Attachment:
     specs = [
-        LayerSpec(path, "BatchNormalization", 16, 1e-3, 0.9, bessel_corrected=True, axis=(0,), built_at="model.py:12")
+        LayerSpec(
+            path,
+            "BatchNormalization",
+            16,
+            1e-3,
+            0.9,
+            bessel_corrected=True,
+            axis=(0,),
+            built_at="model.py:12",
+            called_at=("model.py:31", None, "model.py:31", "/else where/net.py:5"),
+        )
         for path in paths or ("encoder/bn_1", "encoder/bn_2", "bn")
     ]
     return Attachment(
@@ -83,6 +93,7 @@ def cells(step: int = 100) -> Cells:
         evaluation={"running": bad, "batch": good},
         missing="the evaluation data ran out",
         seconds=0.25,
+        moved=("bn", HOSTILE),
     )
 
 

@@ -58,8 +58,13 @@ def sarif(capsys, *arguments):
         assert result["level"] in {"none", "note", "warning", "error"}
         assert "ruleIndex" not in result or ids[result["ruleIndex"]] == result["ruleId"]
         assert all(isinstance(text, str) for text in result["partialFingerprints"].values())
-        for location in result["locations"]:
-            assert location["logicalLocations"][0]["fullyQualifiedName"]
+        related = result.get("relatedLocations", [])
+        assert len({location["id"] for location in related}) == len(related)
+        for location in related:
+            assert location["id"] >= 0
+            assert location["message"]["text"]
+        for location in [*result["locations"], *related]:
+            assert "id" in location or location["logicalLocations"][0]["fullyQualifiedName"]
             if "physicalLocation" in location:
                 assert location["physicalLocation"]["region"]["startLine"] >= 1
                 uri = location["physicalLocation"]["artifactLocation"]["uri"]
@@ -104,6 +109,37 @@ def test_sarif_names_the_line_that_built_the_layer(capsys, tmp_path):
     }
     assert places["BN101 encoder/bn_2"] == {"artifactLocation": {"uri": "model.py"}, "region": {"startLine": 12}}
     assert places["BN301 model"] is None
+
+
+def test_sarif_names_the_lines_that_call_the_layer(capsys, tmp_path):
+    record(tmp_path)
+    related = {
+        result["partialFingerprints"]["bnwatch/v1"]: [
+            (
+                location["physicalLocation"]["artifactLocation"]["uri"],
+                location["physicalLocation"]["region"]["startLine"],
+                location["message"]["text"],
+            )
+            for location in result.get("relatedLocations", [])
+        ]
+        for result in sarif(capsys, tmp_path)["results"]
+    }
+    assert related["BN101 encoder/bn_2"] == [
+        ("model.py", 31, "encoder/bn_2#0, encoder/bn_2#2 called here"),
+        ("file:///else%20where/net.py", 5, "encoder/bn_2#3 called here"),
+    ]
+    assert related["BN301 model"] == []
+
+
+def test_sarif_gives_the_first_call_where_the_line_that_built_the_layer_is_not_known(capsys, tmp_path):
+    lines = (None, "no line", *(f"net.py:{n}" for n in range(5, 100)))
+    spec = bnwatch.records.LayerSpec("encoder/bn_2", "BN", 4, 1e-3, 0.9, called_at=lines)
+    sink = TensorBoardSink(tmp_path)
+    sink.write(bnwatch.records.Attachment((spec,)))
+    sink.close(calm(diagnoses=(samples.diagnosis(),)))
+    (result,) = sarif(capsys, tmp_path)["results"]
+    assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 5
+    assert [one["physicalLocation"]["region"]["startLine"] for one in result["relatedLocations"]] == [*range(5, 25)]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from bnwatch import testing
 from bnwatch.diagnosis import Severity, Skipped
 from bnwatch.engine import QUIET_LOOKS, Allowances, Engine
-from bnwatch.records import EvaluationRecord, Structure
+from bnwatch.records import Attachment, EvaluationRecord, Structure
 from bnwatch.rules import CATALOGUE, Finding, rule
 
 
@@ -48,6 +50,13 @@ def test_numbers_follow_the_latest_look():
     run.run(at(1))
     run.run(at(2))
     assert run.diagnoses[0].helps == ("new",)
+
+
+def test_the_line_that_built_the_layer_is_named_where_it_is_known():
+    run = engine(script("BN801", [found("bn"), found("unknown"), found("model")]))
+    spec = replace(testing.layer("bn"), built_at="model.py:12")
+    run.run(testing.signals(Attachment((spec, testing.layer("unknown")))))
+    assert {d.subject: d.built_at for d in run.diagnoses} == {"bn": "model.py:12", "unknown": None, "model": None}
 
 
 def test_one_quiet_look_is_a_fluke_and_two_clear():
@@ -244,6 +253,7 @@ SICK = {
     "frozen, and not in inference mode": ("BN105", "BN203", "BN106", "BN210", "BN304", "BN301"),
     "updates that never run": ("BN203", "BN211", "BN201", "BN301", "BN302"),
     "weights loaded without statistics": ("BN211", "BN210", "BN201", "BN301"),
+    "a frozen backbone loaded without statistics": ("BN211", "BN301", "BN302"),
     "averaged weights": ("BN210", "BN206", "BN202", "BN301", "BN303"),
     "one example a batch": ("BN205", "BN213", "BN204", "BN404", "BN201", "BN301", "BN302"),
     "two examples a micro-batch": ("BN213", "BN204", "BN202", "BN301", "BN303"),

@@ -45,12 +45,15 @@ REPORTS = {
                 table=Table((samples.HOSTILE,), ((samples.HOSTILE,), (float("inf"),))),
                 notes=(samples.HOSTILE,),
                 helps=(samples.HOSTILE,),
+                built_at=f"{samples.HOSTILE}:12",
             ),
         ),
     ),
     "further_tables": samples.report(
         diagnoses=(
-            samples.diagnosis(further=(Table(("points at", "won back"), (("bn#0", 1.25), ("bn#1", -0.5))),)),
+            samples.diagnosis(
+                further=(Table(("points at", "won back"), (("bn#0", 1.25), ("bn#1", -0.5))),), built_at="model.py:12"
+            ),
             samples.diagnosis(
                 "model",
                 "BN301",

@@ -20,10 +20,11 @@ from chainer import backend
 
 from bnwatch.chainer.arrays import to_host
 from bnwatch.evidence import ExperimentNotPossibleError
+from bnwatch.lines import code_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import CodeType, FrameType
+    from types import FrameType
 
 _LINK_CALL = chainer.Link.__call__.__code__
 
@@ -151,7 +152,7 @@ class Stack:
         links = [link for model in models for link in model.links()]
         self._links = {id(link) for link in links}
         classes = {cls for link in links for cls in type(link).__mro__}
-        self._codes = {code for cls in classes for value in vars(cls).values() if (code := _code(value)) is not None}
+        self._codes = {code for cls in classes for value in vars(cls).values() if (code := code_of(value)) is not None}
 
     def outermost(self) -> FrameType | None:
         """Return the outermost frame that runs a method of a watched link; None outside of any."""
@@ -190,11 +191,6 @@ def _assigned(frame: FrameType, names: set[str]) -> bool:
             if names & set(value if isinstance(value, tuple) else (value,)):
                 return True
     return False
-
-
-def _code(value: Any) -> CodeType | None:
-    function = inspect.unwrap(value) if callable(value) else value
-    return getattr(function, "__code__", None)
 
 
 def model_call(model: Any, inputs: Any, labels: np.ndarray[Any, Any]) -> ForwardCall:

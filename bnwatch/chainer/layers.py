@@ -11,9 +11,12 @@ from chainer import links as L  # noqa: N812 - the name that all Chainer code us
 
 from bnwatch.chainer.arrays import to_host
 from bnwatch.records import LayerSpec
+from bnwatch.sources import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from bnwatch.lines import Lines
 
 
 @dataclass(slots=True)
@@ -27,6 +30,8 @@ class Layer:
         updates: how often the running statistics were updated since the watch was attached.
         inferred: it was seen to normalize with its running statistics.
         replicas: the same link in the copies of the model that are trained beside it, by their number, from 1.
+        built_at: the line that built the link, as `bnwatch.sources` finds it.
+        called_at: the line that each call site is called from.
     """
 
     path: str
@@ -35,6 +40,8 @@ class Layer:
     updates: int = 0
     inferred: bool = False
     replicas: dict[int, Layer] = field(default_factory=dict)
+    built_at: str | None = None
+    called_at: Lines = ()
 
     @property
     def known_updates(self) -> int | None:
@@ -54,6 +61,8 @@ class Layer:
             trainable=_trainable(link),
             axis=axes_of(link),
             initial=self.initial or (0.0, 1.0),
+            built_at=self.built_at,
+            called_at=self.called_at if any(self.called_at) else (),
         )
 
 
@@ -114,6 +123,14 @@ class Layers:
             self.watched.append(layer)
         else:
             self.watched[place] = layer
+
+    def locate(self) -> None:
+        """Find where the watched links were built."""
+        sources, parents = Sources(lambda link: link.children()), dict[int, list[Any]]()
+        for model in self.models.values():
+            _descend(model, [], parents)
+        for layer in self.watched:
+            layer.built_at = sources.built_at(layer.link, parents.get(id(layer.link), []))
 
     def named(self) -> Iterator[tuple[str, Any]]:
         """Yield every link of every model with its path."""
@@ -189,6 +206,14 @@ class Layers:
 def _named(name: str, model: Any) -> Iterator[tuple[str, Any]]:
     for path, link in model.namedlinks():
         yield f"{name}{path}".strip("/") or type(link).__name__, link
+
+
+def _descend(link: Any, above: list[Any], parents: dict[int, list[Any]]) -> None:
+    """Enter for every link what holds it at its first place, the innermost first."""
+    if id(link) not in parents:
+        parents[id(link)] = above
+        for child in link.children():
+            _descend(child, [link, *above], parents)
 
 
 def axes_of(link: Any) -> tuple[int, ...] | None:

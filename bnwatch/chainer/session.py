@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import chainer
 import numpy as np
 
 from bnwatch.chainer.arrays import Average, collect, to_float
@@ -21,6 +22,7 @@ from bnwatch.chainer.ranks import Ranks
 from bnwatch.chainer.structure import CHANGING, UNCALLED, Trace, structure
 from bnwatch.chainer.tap import Tally, Tap
 from bnwatch.evidence import PROBE_BATCH, ExperimentNotPossibleError, seconds_after
+from bnwatch.lines import Callers, merged, told_apart
 from bnwatch.records import (
     Attachment,
     BatchStatistics,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from bnwatch.chainer.tap import Call, Clock
     from bnwatch.evidence import Examples, Split
+    from bnwatch.lines import Trail
     from bnwatch.records import Structure
     from bnwatch.watch import Watch
 
@@ -45,6 +48,11 @@ _UPDATES, _ACCUMULATED = 3, 64
 
 _UNCALLED_STEPS = 8
 """Steps without batch normalization after which nobody looks for it any longer."""
+
+_LOCATED_STEPS = 8
+"""Sampled steps in which it is noted from which lines the layers are called: not every step calls them alike."""
+
+_CALLERS = Callers(chainer.Link.__call__.__code__, {chainer.training.Trainer.run.__code__})
 
 
 class Session:
@@ -88,12 +96,16 @@ class Session:
         self.differentiates = False
         self._seen_examples = self._made = 0
         self._updated_at: list[int] = []
-        self._opened = False
+        self._opened, self._known = False, len(self.layers.watched)
+        self._unlocated = _LOCATED_STEPS
         self._began = self._evaluated = time.perf_counter()
 
     def start(self) -> None:
         """Begin to see, after a snapshot from what was left when it was taken."""
         if self.step and self.watch.resume(step=self.step, fingerprint=self._fingerprint(), take=self._recall):
+            for layer in self.layers.watched:
+                spec = self.watch.signals.specs.get(layer.path)
+                layer.called_at = () if spec is None else spec.called_at
             self._opened = _by_path(self.watch.signals.attachment) == _by_path(self._attachment())
             self._first = 0
         if self.watch.experiments:
@@ -108,6 +120,7 @@ class Session:
         self._unrestored = self.layers.unrestored()
         self.changes.begin(self.step)
         self._made = self.layers.updates_made
+        self.tap.callers = _CALLERS
         self.tap.enter()
         self._prepare()
 
@@ -148,6 +161,7 @@ class Session:
     def end_step(self, calls: Sequence[Call], step: int, epoch: int, inferred: Collection[int] = ()) -> None:
         """End a step whose update made these calls, and differentiated ``inferred`` layers with running statistics."""
         self.step, self.epoch = step, epoch
+        self._locate(calls)
         self._open(calls)
         self._seen_examples += self.tap.rows or (calls[0].rows if calls else 0)
         own = [call for call in calls if not call.replica]
@@ -214,6 +228,7 @@ class Session:
         self._evaluated = time.perf_counter()
         if self.watch.experiments:
             self.passes.training.renew()
+        self.tap.grows = True
         self._prepare()
 
     def finish(self, *, complete: bool) -> None:
@@ -228,7 +243,10 @@ class Session:
 
     def _experiment(self, seconds: float, *, final: bool = False) -> None:
         swapped = partial(self.changes.swapped, self.step)
-        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped)
+        with self.changes.as_evaluated(self.step):
+            self.watch.experiment(
+                self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped
+            )
 
     @staticmethod
     def _seconds(since: float) -> float:
@@ -246,9 +264,9 @@ class Session:
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         self.tap.watch_backward(wanted=self.differentiates or self.tap.sampled)
         if self.tap.sampled:
-            known = len(self.layers.watched)
             self.layers.refresh()
-            self._opened &= known == len(self.layers.watched)
+        known, self._known = self._known, len(self.layers.watched)
+        self._opened &= known == self._known
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""
@@ -259,7 +277,25 @@ class Session:
             self._unrestored = self.layers.unrestored()
         self.watch.open(self._attachment(calls))
 
+    def _locate(self, calls: Sequence[Call]) -> None:
+        """Say from which lines the first few steps that are sampled call the layers."""
+        if self.tap.callers is None or not self.tap.sampled:
+            return
+        trails: dict[int, list[Trail]] = {}
+        for call in calls:
+            if call.trail is not None and not call.replica:
+                trails.setdefault(call.layer, []).append(call.trail)
+        for index, found in trails.items():
+            layer = self.layers.watched[index]
+            lines = merged(layer.called_at, told_apart(found))
+            self._opened &= lines == layer.called_at
+            layer.called_at = lines
+        self._unlocated -= bool(trails)
+        if not self._unlocated:
+            self.tap.callers = None
+
     def _attachment(self, calls: Sequence[Call] = ()) -> Attachment:
+        self.layers.locate()
         watched = self.layers.watched
         order = dict.fromkeys([*(call.layer for call in calls), *range(len(watched))])
         unseen = self.layers.unseen() if self.step else {}

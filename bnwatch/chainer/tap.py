@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from bnwatch.chainer.layers import Layers
     from bnwatch.chainer.structure import Trace
+    from bnwatch.lines import Callers, Trail
 
 SCORED = (Accuracy, BinaryAccuracy, SoftmaxCrossEntropy, SigmoidCrossEntropy)
 """Functions of scores and class labels, the surest first."""
@@ -53,6 +55,7 @@ class Call(NamedTuple):
         replica: which copy of the model made it; 0 is the model itself.
         running: a replica's running mean and variance after the call, copied: the updater overwrites them within the
             step.
+        trail: the user's lines on the way to it; None where nobody wants to know.
     """
 
     layer: int
@@ -67,6 +70,7 @@ class Call(NamedTuple):
     recomputed: bool
     replica: int = 0
     running: tuple[Any, Any] | None = None
+    trail: Trail | None = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -131,9 +135,13 @@ class Tap(chainer.FunctionHook):
         sampled: the statistics of this step are wanted.
         rows: examples of the last training pass, from its labels; 0 when unknown.
         trace: notes the functions of a step; None where nobody wants to know.
+        callers: how to read from which lines links are called, in steps that are sampled; None where nobody wants to
+            know.
         passes: while there is a trace, for each training pass that was differentiated how many updates of parameters
             came before it, and how often gradients were cleared; passes of which both are the same add up.
         called: is shown the next call of a layer, and whether it is of a training step; once.
+        grows: links may have been added since: look for them at the next call of a training step, before they are
+            updated for the first time, unless one of them is what is called first.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
         evaluating: the layers that normalized with running statistics since the calls were last taken.
@@ -141,10 +149,11 @@ class Tap(chainer.FunctionHook):
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
-        self.communicates = self.sampled = False
+        self.communicates = self.sampled = self.grows = False
         self.rows = 0
         self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
+        self.callers: Callers | None = None
         self.passes: list[tuple[int, int]] = []
         self._forward, self._cleared = False, 0
         self.tally = Tally()
@@ -311,6 +320,7 @@ class Tap(chainer.FunctionHook):
                 recomputed,
                 self._replica,
                 (layer.link.avg_mean.copy(), layer.link.avg_var.copy()) if overwritten else None,
+                self._trail(layer.link) if self.sampled else None,
             )
         )
         if not self._replica:
@@ -321,7 +331,13 @@ class Tap(chainer.FunctionHook):
         if len(self._calls) > _MOST_CALLS:  # steps are not told: keep no more than a step could hold
             self.drop()
 
+    def _trail(self, link: Any) -> Trail | None:
+        return None if self.callers is None else self.callers.trail(sys._getframe(1), type(link))  # noqa: SLF001
+
     def _show(self, *, training: bool) -> None:
+        if self.grows and training:
+            self.grows = False
+            self._layers.refresh()
         called, self.called = self.called, None
         if called is not None:
             called(training=training)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import bnwatch
 from bnwatch import render
 from bnwatch.cli.report import name_below
+from bnwatch.records import CallSite
 from bnwatch.rules import CATALOGUE
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from bnwatch.sinks.tensorboard import RunRecord
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_CALLS = 20
+"""Lines that a layer is called from, at most: a code host shows no more."""
 _LEVELS = {"info": "note", "warning": "warning", "error": "error"}
 
 
@@ -100,6 +103,8 @@ def _result(name: str, run: RunRecord, diagnosis: Diagnosis, places: dict[str, i
             "epoch": diagnosis.epoch,
         },
     }
+    if calls := _calls(run, diagnosis.subject):
+        result["relatedLocations"] = calls
     if diagnosis.rule in places:
         result["ruleIndex"] = places[diagnosis.rule]
     if diagnosis.state == "allowed":
@@ -108,18 +113,35 @@ def _result(name: str, run: RunRecord, diagnosis: Diagnosis, places: dict[str, i
 
 
 def _location(run: RunRecord, subject: str) -> dict[str, Any]:
+    """Return the layer, and the line that built it, or the first that calls it, where one of them is known."""
     path = render.shorten(subject)
     location: dict[str, Any] = {
         "logicalLocations": [{"fullyQualifiedName": path, "kind": "module" if subject == "model" else "object"}]
     }
     spec = run.specs.get(subject)
-    built = re.fullmatch(r"(.+):(\d{1,9})", (spec and spec.built_at) or "", re.DOTALL)
-    if built and int(built[2]):
-        location["physicalLocation"] = {
-            "artifactLocation": {"uri": _uri(built[1])},
-            "region": {"startLine": int(built[2])},
-        }
-    return location
+    lines = () if spec is None else (spec.built_at, *spec.called_at)
+    place = next(filter(None, map(_place, lines)), None)
+    return location if place is None else {**location, "physicalLocation": place}
+
+
+def _calls(run: RunRecord, subject: str) -> list[dict[str, Any]]:
+    """Return the lines that a layer is called from, each once."""
+    spec = run.specs.get(subject)
+    sites: dict[str, list[str]] = {}
+    for index, line in enumerate(() if spec is None else spec.called_at):
+        sites.setdefault(line or "", []).append(str(CallSite(subject, index)))
+    known = [(place, names) for line, names in sites.items() if (place := _place(line)) is not None]
+    return [
+        {"id": number, "physicalLocation": place, "message": {"text": _plain(f"{', '.join(names)} called here")}}
+        for number, (place, names) in enumerate(known[:_CALLS])
+    ]
+
+
+def _place(line: str | None) -> dict[str, Any] | None:
+    found = re.fullmatch(r"(.+):(\d{1,9})", line or "", re.DOTALL)
+    if found is None or not int(found[2]):
+        return None
+    return {"artifactLocation": {"uri": _uri(found[1])}, "region": {"startLine": int(found[2])}}
 
 
 def _uri(path: str) -> str:

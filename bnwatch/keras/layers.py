@@ -10,11 +10,13 @@ import numpy as np
 
 from bnwatch.keras.library import library_of
 from bnwatch.records import LayerSpec
+from bnwatch.sources import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from bnwatch.keras.backends.base import Backend
+    from bnwatch.lines import Lines
 
 
 OwnWay = Literal["updating", "batch"]
@@ -29,6 +31,8 @@ class Watched:
         path: its unique name inside the model.
         backend: of the model.
         updates: updates of the running statistics before the tap counted; None when that is not known.
+        built_at: the line that built the layer, as `bnwatch.sources` finds it.
+        called_at: the line that each call site is called from.
         shown: whether the call that ran last has shown its batch statistics.
         probed: whether it is for bnwatch to take the batch statistics, of what enters a layer that shows none.
     """
@@ -37,6 +41,8 @@ class Watched:
     path: str
     backend: Backend
     updates: int | None = None
+    built_at: str | None = None
+    called_at: Lines = ()
     shown: bool = False
     probed: bool = False
 
@@ -60,6 +66,8 @@ class Watched:
             trainable=bool(layer.trainable),
             axis=_axes(layer.axis),
             initial=initial or (0.0, 1.0),
+            built_at=self.built_at,
+            called_at=self.called_at if any(self.called_at) else (),
         )
 
     def statistics(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -152,20 +160,39 @@ def normalizing(model: Any) -> Iterator[tuple[str, Any]]:
             yield _unique(path, names), layer
 
 
+def locate(root: Any, layers: Sequence[Watched]) -> None:
+    """Find where layers below ``root`` were built."""
+    sources, wanted = Sources(children, _attributes), {id(watched.layer): watched for watched in layers}
+    for _, layer, parents in _descend(root):
+        watched = wanted.get(id(layer))
+        if watched is not None:
+            watched.built_at = sources.built_at(layer, parents)
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    """Return the attributes of a layer; on PyTorch it is a module, which keeps those that are modules apart."""
+    return {**vars(layer), **vars(layer).get("_modules", {})}
+
+
 def walk(root: Any) -> Iterator[tuple[str, Any]]:
     """Yield every layer below ``root`` once, with the path of its first place; a container comes before its content."""
+    yield from ((path, layer) for path, layer, _ in _descend(root))
+
+
+def _descend(root: Any) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Yield what `walk` does, with what holds the layer there, the innermost first."""
     seen = {id(root)}
-    stack = [("", iter(children(root)))]
+    stack = [("", root, iter(children(root)))]
     while stack:
-        prefix, below = stack[-1]
+        prefix, _, below = stack[-1]
         layer = next(below, None)
         if layer is None:
             stack.pop()
         elif id(layer) not in seen:
             seen.add(id(layer))
             path = f"{prefix}{layer.name}"
-            yield path, layer
-            stack.append((f"{path}/", iter(children(layer))))
+            yield path, layer, [parent for _, parent, _ in reversed(stack)]
+            stack.append((f"{path}/", layer, iter(children(layer))))
 
 
 def children(layer: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from bnwatch.keras.changes import Changes
 from bnwatch.keras.experiments import Given, probes
 from bnwatch.keras.keep import Kept, array_of
 from bnwatch.keras.laboratory import KerasLaboratory
-from bnwatch.keras.session import DISPLACED, FINAL_SECONDS, attachment
+from bnwatch.keras.session import DISPLACED, FINAL_SECONDS, attachment, located
 from bnwatch.keras.structure import structure
 from bnwatch.keras.tap import Tap, heal
 from bnwatch.records import EvaluationRecord, StepSnapshot, Structure
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from bnwatch.evidence import Split
     from bnwatch.keras.laboratory import Shelf
+    from bnwatch.records import Attachment
 
 
 class LoopWatch(Verdict):
@@ -39,6 +40,7 @@ class LoopWatch(Verdict):
         self._changes: Changes | None = None
         self._normalized: set[str] = set()
         self._structure: Structure | None = None
+        self._attachment: Attachment | None = None
         self._opened = self._told = False
         self._step, self._epoch = 0, 0
         self._began = self._epoch_began = time.perf_counter()
@@ -170,6 +172,10 @@ class LoopWatch(Verdict):
         if self._changes is not None:
             self._changes.made()
         calls = tap.records()
+        if tap.relocated and self._attachment is not None:
+            tap.relocated = False
+            self._attachment = located(self._attachment, tap)
+            self.watch.open(self._attachment)
         idle = tap.idle(calls)
         self._normalized.update(call.site.layer for call in calls)
         if not calls and not idle and tap.layers and self._step == 1:
@@ -197,7 +203,8 @@ class LoopWatch(Verdict):
         if self._tap is not None and self._changes is not None and self._tap.built and not self._opened:
             self._opened = True
             self._changes.begin()
-            self.watch.open(attachment(self._tap))
+            self._attachment = attachment(self._tap)
+            self.watch.open(self._attachment)
             if self._structure is not None:
                 self.watch.structured(self._structure)
 

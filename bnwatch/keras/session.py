@@ -40,6 +40,11 @@ def attachment(tap: Tap) -> Attachment:
     return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), unrestored, initial)
 
 
+def located(known: Attachment, tap: Tap) -> Attachment:
+    """Return an attachment with the lines that call sites are called from by now."""
+    return replace(known, layers=tuple(watched.spec() for watched in tap.layers if watched.built))
+
+
 class Attached:
     """What is on the model while it is watched; taken off in one place, also when training raised."""
 
@@ -210,8 +215,7 @@ class Session:
             self._note_unrestored()
             self.watch.evaluated(record)
         seconds = seconds_after(time.perf_counter() - self._epoch_began)
-        swapped = self.changes.now_swapped
-        self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds, swapped=swapped)
+        self._experiment(epoch, seconds)
 
     def evaluation_alone(self, logs: dict[str, Any]) -> None:
         """Take an evaluation outside of ``fit``, and look at the model as it is."""
@@ -226,10 +230,7 @@ class Session:
         """Look once more: some faults exist only now."""
         self._open_if_built()
         seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
-        swapped = self.changes.now_swapped
-        self.watch.experiment(
-            self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True, swapped=swapped
-        )
+        self._experiment(self._epoch, seconds, final=True)
 
     def detach(self) -> Statistics:
         """Leave the model as it was; return the running statistics, to go on counting in the next ``fit``."""
@@ -271,6 +272,17 @@ class Session:
 
     # inside
 
+    def _experiment(self, epoch: int, seconds: float, *, final: bool = False) -> None:
+        self.watch.experiment(
+            self.lab,
+            step=self.steps,
+            epoch=epoch,
+            seconds=seconds,
+            final=final,
+            swapped=self.changes.now_swapped,
+            moved=self.changes.now_moved,
+        )
+
     def _due(self, after: int, until: int) -> bool:
         return any(self.watch.due(step) for step in range(after + 1, until + 1))
 
@@ -287,11 +299,19 @@ class Session:
             self._attached.training.collect()
         seen = self._training if last else readings.training(self.backend, None)
         calls = self.tap.records()
+        self._note_lines()
         idle = self.tap.idle(calls)
         self._normalized.update(call.site.layer for call in calls)
         self.watch.observe(StepSnapshot(steps, self._epoch, calls, seen.accuracy, seen.loss, seen.examples, idle))
         if self.watch.wants_look:
             self.watch.look(self.lab, step=steps, epoch=self._epoch)
+
+    def _note_lines(self) -> None:
+        """Say anew what is watched where a step showed from which lines layers are called."""
+        if self._attachment is not None and self.tap.relocated:
+            self.tap.relocated = False
+            self._attachment = located(self._attachment, self.tap)
+            self.watch.open(self._attachment)
 
     def _note_unrestored(self) -> None:
         """Say anew what is not restored where a layer that no step normalizes in was given parameters since."""

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from functools import wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
-from bnwatch.keras.layers import find_layers
+from bnwatch.keras.layers import find_layers, locate
+from bnwatch.lines import NOWHERE, Callers, code_of, merged, told_apart
 from bnwatch.records import BatchStatistics, CallRecord, CallSite, RunningStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
+    from types import CodeType
 
     import numpy as np
 
-    from bnwatch.keras.backends.base import Backend, Calls, Guard, Reading
+    from bnwatch.keras.backends.base import Backend, Calls, Guard, Reading, Stored
     from bnwatch.keras.layers import OwnWay, Watched
+    from bnwatch.lines import Trail
     from bnwatch.records import Source
 
 Scope = Literal["training", "evaluation"]
 Statistics = dict[str, tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", int]]
 
 
+_GENERATED = "__autograph_generated_file"
+"""How the names of the files begin that AutoGraph writes in place of the user's."""
 _BESIDE = "beside"
 """Lane of calls outside of any function and of any gradient."""
 
@@ -67,6 +73,12 @@ class Tap:
         self._beside_batch: dict[str, int] = {}
         self._evaluates: set[str] = set()
         self.attached = False
+        # whether the lines that call sites are called from are other ones than `records` found before
+        self.relocated = False
+        self._steps: set[CodeType] = set()
+        self._callers = Callers(code_of(backend.library.layers.Layer.__call__), self._steps, _GENERATED)
+        self._trails: dict[Hashable, Trail] = {}
+        self._located: set[Hashable] = set()
         # what the user has hung on the model or a layer, where a hook hangs now
         self._theirs: dict[tuple[int, str], Any] = {}
 
@@ -114,6 +126,7 @@ class Tap:
         self.storage.release()
 
     def _hook(self, layers: list[Watched], known: Statistics) -> None:
+        locate(self.model, layers)
         for watched in layers:
             watched.updates = self._updates_so_far(watched, known)
             record = self._recording(watched)
@@ -144,6 +157,7 @@ class Tap:
             with self._inside(scope):
                 return step(*args, **kwargs)
 
+        self._steps.add(wrapped.__code__)
         self._hang(self.model, name, wrapped)
 
     def _announce(self, before_evaluation: Callable[[], None]) -> None:
@@ -237,7 +251,7 @@ class Tap:
         scope = getattr(self._here, "scope", "training" if self._lanes else None)
         if scope == "evaluation":
             self.evaluated[watched.path] = None
-        if scope != "training":
+        if scope != "training" or self.backend.symbolic:
             return
         lane = self.backend.lane() if self._lanes else None
         if getattr(self._here, "beside", False):
@@ -249,7 +263,10 @@ class Tap:
         calls = self._eager if self._lanes else self._here.calls
         k = calls.get((lane, id(watched)), 0)
         calls[lane, id(watched)] = k + 1
-        self.storage.put((lane, id(watched), k), watched, mean, var, count)
+        key = lane, id(watched), k
+        if key not in self._trails:
+            self._trails[key] = self._callers.trail(sys._getframe(1), type(watched.layer))  # noqa: SLF001
+        self.storage.put(key, watched, mean, var, count)
 
     # reading: on the host, at sampled steps only
 
@@ -315,6 +332,7 @@ class Tap:
         total = _total(reading)
         self._unread = {layer for layer, updates in total.items() if not updates}
         self._ever |= total.keys() - self._unread
+        self._locate([s for s in reading.stored if not s.replica and s.calls != before.get((s.key, s.replica), 0)])
         specs = {id(watched): watched.spec() for watched in {s.watched for s in reading.stored}}
         index = dict[tuple[int, int], int]()
         for stored in reading.stored:
@@ -331,6 +349,20 @@ class Tap:
                 batch=BatchStatistics(stored.mean, stored.var, stored.count, self._source(watched)),
                 running=RunningStatistics(mean, var, spec.decay, updates, spec.bessel_corrected),
             )
+
+    def _locate(self, stored: Sequence[Stored]) -> None:
+        """Say of the layers that were called in a step from which lines, where it called some for the first time."""
+        keys = {one.key for one in stored}
+        if keys <= self._located:
+            return
+        self._located |= keys
+        trails: dict[Watched, list[Trail]] = {}
+        for one in stored:
+            trails.setdefault(one.watched, []).append(self._trails.get(one.key, NOWHERE))
+        for watched, found in trails.items():
+            lines = merged(watched.called_at, told_apart(found))
+            self.relocated |= lines != watched.called_at
+            watched.called_at = lines
 
     def _source(self, watched: Watched) -> Source:
         return "probed" if watched.probed else self.backend.source(watched.layer)

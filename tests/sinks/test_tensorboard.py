@@ -173,6 +173,28 @@ def test_further_tables_come_back_and_are_nothing_in_an_older_record(tmp_path):
     assert schema.parse_diagnosis(old) == dataclasses.replace(found, further=())
 
 
+def test_lines_come_back_and_are_not_known_of_an_older_record(tmp_path):
+    known, found = samples.attachment("bn"), samples.diagnosis("bn", built_at=f"{samples.HOSTILE}.py:12")
+    sink = TensorBoardSink(tmp_path)
+    sink.write(known)
+    sink.write(found)
+    back = the_run(tmp_path)
+    assert back.specs["bn"] == known.layers[0]
+    assert back.specs["bn"].called_at == ("model.py:31", None, "model.py:31", "/else where/net.py:5")
+    assert back.report.diagnoses[0].built_at == found.built_at
+    old, older = schema.stored_diagnosis_json(found), schema.spec_json(known.layers[0])
+    del old["built_at"], older["built_at"], older["called_at"]
+    assert schema.parse_diagnosis(old) == dataclasses.replace(found, built_at=None)
+    assert schema.parse_spec(older) == dataclasses.replace(known.layers[0], built_at=None, called_at=())
+
+
+@pytest.mark.parametrize("lines", ["model.py:12", [12], [["model.py:12"]], {"0": "model.py:12"}, 1])
+def test_lines_that_are_none_are_refused(lines):
+    layer = schema.spec_json(samples.attachment("bn").layers[0])
+    with pytest.raises(schema.SchemaError, match="called_at of layer"):
+        schema.parse_spec({**layer, "called_at": lines})
+
+
 def test_one_event_file_can_be_read_alone(tmp_path):
     sink = record(tmp_path)
     (path,) = sink.directory.iterdir()

@@ -255,6 +255,15 @@ class Backend(ABC):
         """Return which traced function of a hand-written loop this is, or None outside of any."""
         return None
 
+    @property
+    def symbolic(self) -> bool:
+        """Return whether a call only asks for shapes, as it does where a layer is built by calling it."""
+        return False
+
+    def known_everywhere(self, name: str) -> Any:
+        """Return what Keras 3 keeps for everybody under a name; None where it has none."""
+        return self.library.src.backend.common.global_state.get_global_attribute(name)
+
     # training
 
     @abstractmethod

@@ -84,11 +84,7 @@ class TorchBackend(Backend):
 
     def _symbolic(self, mean: Any) -> bool:
         """Return whether a call only asks for shapes, on the ``meta`` device or where that would not do."""
-        return bool(mean.is_meta) or self._known_everywhere("symbolic_scope") is not None
-
-    def _known_everywhere(self, name: str) -> Any:
-        """Return what Keras keeps for everybody under a name; None where it has none."""
-        return self.library.src.backend.common.global_state.get_global_attribute(name)
+        return bool(mean.is_meta) or self.known_everywhere("symbolic_scope") is not None
 
     def storage(self, guard: Guard) -> Storage:
         """Return an empty storage."""
@@ -178,7 +174,7 @@ class TorchBackend(Backend):
         metrics = [*getattr(model, "metrics", ()), *getattr(loss, "metrics", ())]
         found = [*model.non_trainable_variables, *(v for metric in metrics for v in metric.variables)]
         # layers that are given no seed share a generator; asking Keras for it would make one
-        shared = self._known_everywhere("global_seed_generator")
+        shared = self.known_everywhere("global_seed_generator")
         return list({id(v): v for v in [*found, *([] if shared is None else [shared.state])]}.values())
 
     def differentiated(self, compute: Callable[[], tuple[Any, Any]], weights: Sequence[Any]) -> tuple[Any, list[Any]]:

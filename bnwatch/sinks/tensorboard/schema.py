@@ -148,6 +148,7 @@ class RecordedCells(Rows[RecordedCell]):
     unseen: float | None = None
     seconds: float = 0.0
     swapped: bool | None = None
+    moved: tuple[str, ...] = ()
 
 
 def digest(text: str) -> str:
@@ -202,6 +203,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "unseen": None if cells.unseen is None else json_number(cells.unseen),
         "seconds": json_number(cells.seconds),
         "swapped": cells.swapped,
+        "moved": list(cells.moved),
         "rows": {
             split: {
                 statistics: {
@@ -449,7 +451,15 @@ def parse_spec(data: object) -> LayerSpec:
         axis=tuple(layer.integers("axis")) if layer.has("axis") else None,
         initial=_pair(layer.items("initial"), "initial of layer"),
         built_at=layer.maybe_text("built_at"),
+        called_at=_parse_lines(layer.maybe_items("called_at")),
     )
+
+
+def _parse_lines(items: list[object]) -> tuple[str | None, ...]:
+    if not all(item is None or isinstance(item, str) for item in items):
+        msg = "called_at of layer is no list of texts"
+        raise SchemaError(msg)
+    return tuple(None if item is None else str(item) for item in items)
 
 
 def parse_site(data: object) -> CallSite:
@@ -604,6 +614,7 @@ def parse_cells(data: object) -> RecordedCells:
         unseen=cells.maybe_number("unseen"),
         seconds=cells.number("seconds"),
         swapped=cells.flag("swapped") if cells.has("swapped") else None,
+        moved=cells.maybe_texts("moved"),
     )
 
 
@@ -788,6 +799,7 @@ def parse_diagnosis(data: object) -> Diagnosis:
         state=diagnosis.choice("state", get_args(State)),  # type: ignore[arg-type]
         causes=diagnosis.texts("causes"),
         reason=diagnosis.maybe_text("reason"),
+        built_at=diagnosis.maybe_text("built_at"),
     )
 
 

@@ -55,6 +55,11 @@ class LegacyBackend(TensorFlowBackend):
         self._steps: tuple[Any, int] = (None, 1)
 
     @property
+    def symbolic(self) -> bool:
+        """Return False: Keras 2 builds a layer without calling it."""
+        return False
+
+    @property
     def ops(self) -> Any:
         """Return the array operations, under the names of ``keras.ops``."""
         return OPS

@@ -105,6 +105,11 @@ class TensorFlowBackend(Backend):
             self._graphs.append(graph)
         return next(n for n, known in enumerate(self._graphs) if known is graph)
 
+    @property
+    def symbolic(self) -> bool:
+        """Return whether a call only asks for shapes, as it does where a layer is built by calling it."""
+        return not tf.executing_eagerly() and self.known_everywhere("symbolic_scope") is not None
+
     # training
 
     def functions(self) -> Functions:
