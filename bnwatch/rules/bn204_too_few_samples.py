@@ -11,10 +11,7 @@ from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, w
 from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Statistics
     from bnwatch.signals import Float64, Signals
@@ -77,7 +74,7 @@ def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         yield _finding(signals, number, elements, elements, layers=few, certain=certain)
 
 
-def _layers(signals: Signals, counted: _Counted, chosen: NDArray[np.bool_]) -> int:
+def _layers(signals: Signals, counted: _Counted, chosen: Iterable[bool]) -> int:
     """Return how many layers the chosen call sites are of."""
     sites = signals.table.sites if signals.table is not None else ()
     return len({sites[number].layer for number, taken in zip(counted.numbers, chosen, strict=True) if taken})
