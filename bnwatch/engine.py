@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Diagnosis, Report, Severity, Skipped
-from bnwatch.rules import BEFORE_TRAINING, CATALOGUE, rank
+from bnwatch.order import ordered
+from bnwatch.rules import BEFORE_TRAINING, CATALOGUE
 from bnwatch.signals import Signals
 
 if TYPE_CHECKING:
@@ -173,24 +174,6 @@ class Engine:
             for diagnosis in active.get(rule.id, ()):
                 if diagnosis.causes != causes:
                     self._diagnoses[diagnosis.key] = dataclasses.replace(diagnosis, causes=causes)
-
-
-def ordered(diagnoses: Iterable[Diagnosis]) -> tuple[Diagnosis, ...]:
-    """Return diagnoses as they are to be read: active first, causes before consequences, in order of decision."""
-    return tuple(sorted(diagnoses, key=_place))
-
-
-def _place(diagnosis: Diagnosis) -> tuple[bool, bool, bool, int, int, int, str]:
-    """Return what diagnoses are sorted by: what is merely worth knowing never comes before what is wrong."""
-    return (
-        diagnosis.state != "active",
-        bool(diagnosis.causes),
-        diagnosis.severity < Severity.WARNING,
-        rank(diagnosis.rule),
-        -diagnosis.severity,
-        diagnosis.step,
-        diagnosis.key,
-    )
 
 
 def _changed(before: Diagnosis | None, now: Diagnosis) -> bool:

@@ -7,7 +7,8 @@ import glob
 from typing import TYPE_CHECKING, Any
 
 from bnwatch.diagnosis import Report
-from bnwatch.engine import Allowances, Engine, ordered
+from bnwatch.engine import Allowances, Engine
+from bnwatch.order import ordered
 from bnwatch.rules import CATALOGUE
 from bnwatch.signals import Signals
 

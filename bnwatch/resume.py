@@ -21,7 +21,7 @@ from bnwatch.diagnosis import Severity
 from bnwatch.evidence import SPLITS, Cell, Cells
 from bnwatch.signals import Signals
 from bnwatch.sinks.tensorboard import Mark, RecordError, read_as_of, schema
-from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
+from bnwatch.sinks.tensorboard.events import SUBDIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -241,7 +241,7 @@ def _cells_tree(cells: Cells) -> dict[str, Any]:
         for split, row in cells.rows()
     }
     plain = {name: getattr(cells, name) for name in ("step", "epoch", "classes", "missing", "seconds", "swapped")}
-    return {**plain, "rows": rows}
+    return {**plain, "moved": list(cells.moved), "rows": rows}
 
 
 def _cells(tree: Any) -> Cells:
@@ -261,6 +261,7 @@ def _cells(tree: Any) -> Cells:
         missing=tree["missing"],
         seconds=float(tree["seconds"]),
         swapped=tree.get("swapped"),
+        moved=tuple(str(path) for path in tree.get("moved", ())),
     )
 
 

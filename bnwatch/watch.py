@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from bnwatch.diagnosis import Diagnosis
-    from bnwatch.evidence import Laboratory
+    from bnwatch.evidence import Cells, Laboratory
     from bnwatch.signals import Held
     from bnwatch.sinks import Item, Sink
     from bnwatch.sinks.tensorboard import TensorBoardSink
@@ -424,25 +424,32 @@ class Watch:
         seconds: float | None,
         final: bool = False,
         swapped: Callable[[], bool | None] = lambda: None,
+        moved: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         """Run the experiments that rules wait for, each within ``seconds``; the cells also at the end (``final``).
 
-        ``swapped`` tells of the parameters as they are now what `bnwatch.evidence.Cells` says of it. A rule that goes
-        on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
+        ``swapped`` and ``moved`` tell of the model as it is now what `bnwatch.evidence.Cells` says of them. A rule that
+        goes on asking is answered at ever longer intervals: after the 1st, 2nd, 4th, 8th … evaluation.
         """
         if not self.enabled or not self.experiments:
             return
         self.signals.ended = final
         turn = self.signals.evaluated >= self._next_cells and self._engine.needs("cells")
         cells = self.signals.cells
-        if final and self._cells_at == step and (cells is None or not cells.swapped) and swapped():
-            # what was measured at the last evaluation is of other weights
+        again = final and self._cells_at == step
+        if again and (
+            ((cells is None or not cells.swapped) and swapped()) or ((cells is None or not cells.moved) and moved())
+        ):
+            # what was measured at the last evaluation is of other weights or other running statistics
             self._cells_at, self._attributed_at, self.signals.attribution = -1, -1, None
         if (turn or final) and self.signals.specs and self._cells_at != step:
             self._cells_at, self._next_cells = step, max(2 * self.signals.evaluated, 1)
             own, mixed = (None if seconds is None else part * seconds for part in (ENTERING_SHARE, COMPOSITION_SHARE))
             rest = 1.0 - ENTERING_SHARE - COMPOSITION_SHARE
-            self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds, swapped)
+            found = self._crosscheck(lab, step, epoch, None if seconds is None else rest * seconds)
+            if found is not None:
+                self.signals.cells = replace(found, swapped=swapped(), moved=moved())
+                self._write(self.signals.cells)
             self._entering(lab, step, epoch, own)
             self._composition(lab, step, epoch, mixed)
             self._judge(tell=False)
@@ -453,20 +460,18 @@ class Watch:
             self.look(lab, step=step, epoch=epoch, gradients=True)
         self._announce()
 
-    def _crosscheck(
-        self, lab: Laboratory, step: int, epoch: int, seconds: float | None, swapped: Callable[[], bool | None]
-    ) -> None:
+    def _crosscheck(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> Cells | None:
         wanted = self._engine.needs("cells")
         budget, progress = evidence.Budget(seconds=seconds), ProgressLine()
         try:
             cells = evidence.crosscheck(lab, step=step, epoch=epoch, budget=budget, progress=progress)
         except evidence.ExperimentNotPossibleError as error:
             self.signals.refused = str(error) if wanted else None
-        else:
-            self.signals.cells, self.signals.refused = replace(cells, swapped=swapped()), None
-            self._write(self.signals.cells)
+            return None
         finally:
             progress.clear()
+        self.signals.refused = None
+        return cells
 
     def _entering(self, lab: Laboratory, step: int, epoch: int, seconds: float | None) -> None:
         """Measure what enters each layer, of both splits; where one is missing, the cells have said so."""

@@ -93,6 +93,7 @@ def cells(step: int = 100) -> Cells:
         evaluation={"running": bad, "batch": good},
         missing="the evaluation data ran out",
         seconds=0.25,
+        moved=("bn", HOSTILE),
     )
 
 

@@ -6,7 +6,8 @@ from scipy import stats
 
 from bnwatch import testing
 from bnwatch.evidence import Budget, Examples, ExperimentNotPossibleError, composition
-from bnwatch.evidence.composition import LEAST_BATCHES, RESHUFFLES
+from bnwatch.evidence.composition import LEAST_BATCHES, RESHUFFLES, _two_groups
+from bnwatch.rules._batches import CHANCE
 
 
 def laboratory(inputs, labels=None, calls=("bn",)):
@@ -107,6 +108,30 @@ def test_two_groups_account_for_the_spread_where_there_are_two(offsets, clusters
     assert site.dispersion > 5.0
     assert clusters[0] <= site.clusters <= clusters[1]
     assert smaller is None or site.smaller == pytest.approx(smaller)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_the_limit_of_two_groups_is_what_an_even_spread_reaches_in_one_of_a_hundred(size):
+    rng = np.random.default_rng(size)
+    shares = [_two_groups(rng.uniform(-1.0, 1.0, (size, 1)))[0] for _ in range(500)]
+    assert 0.0 < np.mean(np.array(shares) > 0.75 + CHANCE / np.sqrt(size)) < 0.03
+
+
+def test_a_batch_that_was_kept_several_times_counts_once():
+    inputs = batches(np.random.default_rng(0), np.random.default_rng(1).normal(0.0, 1.0, (10, 8)))
+    once, often = composition(laboratory(inputs)), composition(laboratory([*inputs, *inputs[:7], inputs[3][::-1]]))
+    assert (once.batches, often.batches, often.examples) == (10, 10, 320)
+    assert often.sites[0].dispersion == pytest.approx(once.sites[0].dispersion, rel=0.5)
+    # the same inputs under other labels are other examples
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 8, 32) for _ in range(18)]
+    assert composition(laboratory([*inputs, *inputs[:8]], labels)).batches == 18
+
+
+def test_one_batch_again_and_again_is_left_as_it_is():
+    inputs = batches(np.random.default_rng(0), [0.0])
+    found = composition(laboratory(inputs * 9))
+    assert (found.batches, found.sites[0].dispersion) == (9, pytest.approx(0.0, abs=1e-9))
 
 
 def test_tail_is_the_largest_variance_over_the_median():

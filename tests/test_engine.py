@@ -253,6 +253,7 @@ SICK = {
     "frozen, and not in inference mode": ("BN105", "BN203", "BN106", "BN210", "BN304", "BN301"),
     "updates that never run": ("BN203", "BN211", "BN201", "BN301", "BN302"),
     "weights loaded without statistics": ("BN211", "BN210", "BN201", "BN301"),
+    "a frozen backbone loaded without statistics": ("BN211", "BN301", "BN302"),
     "averaged weights": ("BN210", "BN206", "BN202", "BN301", "BN303"),
     "one example a batch": ("BN205", "BN213", "BN204", "BN404", "BN201", "BN301", "BN302"),
     "two examples a micro-batch": ("BN213", "BN204", "BN202", "BN301", "BN303"),

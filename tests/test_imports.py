@@ -14,14 +14,26 @@ CORE = sorted({path.stem for path in FOLDER.iterdir() if not path.name.startswit
 
 
 def loaded(statement: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter holds after the statement."""
-    code = f"import sys; {statement}; print(*(name.partition('.')[0] for name in sys.modules))"
+    """Return the modules that a fresh interpreter holds after the statement."""
+    code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return set(done.stdout.split())
 
 
 def test_importing_bnwatch_loads_neither_a_framework_nor_tensorboard():
-    assert not loaded("import bnwatch") & (FRAMEWORKS | {"tensorboard"})
+    assert not loaded("import bnwatch; bnwatch.Watch") & (FRAMEWORKS | {"tensorboard"})
+
+
+def test_a_report_of_what_was_recorded_needs_neither_the_watch_nor_the_rules():
+    modules = loaded("import bnwatch.cli.report, bnwatch.sinks.tensorboard")
+    assert "bnwatch.sinks.tensorboard.reader" in modules
+    assert not modules & {"bnwatch.watch", "bnwatch.rules", "bnwatch.views"}
+
+
+def test_what_bnwatch_lacks_is_told_as_of_any_module():
+    with pytest.raises(AttributeError, match="module 'bnwatch' has no attribute 'watched'"):
+        _ = bnwatch.watched
+    assert all(hasattr(bnwatch, name) for name in bnwatch.__all__)
 
 
 @pytest.mark.parametrize("module", CORE)

@@ -814,6 +814,21 @@ def test_an_adapter_that_knows_what_replicas_evaluate_with_says_so_itself():
     assert len(sink.of(Replicas)) == 1
 
 
+def test_statistics_that_moved_after_the_last_evaluation_are_measured_once_more():
+    lab, watch = testing.FakeLaboratory.separable(), Watch(None, on_diagnosis=lambda _: None)
+    watch.observe(testing.snapshot(10, testing.call(testing.layer("bn", 4))))
+    watch.evaluated(EvaluationRecord(10, 0, 0.25, None, 400, 0.9, None, 400, classes=4))
+    watch.experiment(lab, step=10, epoch=0, seconds=None)
+    first = watch.signals.cells
+    assert first.moved == ()
+    watch.experiment(lab, step=10, epoch=0, seconds=None, final=True, moved=lambda: ("bn",))
+    second = watch.signals.cells
+    assert second is not first
+    assert second.moved == ("bn",)
+    watch.experiment(lab, step=10, epoch=0, seconds=None, final=True, moved=lambda: ("bn",))
+    assert watch.signals.cells is second
+
+
 def test_weights_that_are_swapped_after_the_last_evaluation_are_measured_once_more():
     lab, watch = testing.FakeLaboratory.separable(), Watch(None, on_diagnosis=lambda _: None)
     watch.observe(testing.snapshot(10, testing.call(testing.layer("bn", 4))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Changes:
         self._began: State | None = None
         self._left: State | None = None
         self._evaluated: State | None = None
+        self._swapped_in: tuple[int, dict[tuple[str, str], Any]] = (-1, {})
         self._settled = True
         self._sure = False
         self._evaluations = [0]
@@ -96,6 +98,7 @@ class Changes:
     def left(self, step: int) -> None:
         """Read what a training step left."""
         self._left, self._evaluated, self._sure = self.read(step), None, True
+        self._swapped_in = -1, {}
 
     def called(self, *, training: bool) -> None:
         """See a call of a layer, the first after `left`: in the pass of the next step, or in an evaluation."""
@@ -107,6 +110,8 @@ class Changes:
             self._settled = now.has_parameters_of(left)
         else:
             self._evaluated = now
+            if not now.has_parameters_of(left):  # it may be taken out again before anything is measured
+                self._swapped_in = left.step, {key: array.copy() for key, array in _state(self._layers)}
 
     def evaluated(self, step: int) -> Outcome:
         """Return what an evaluation after that many steps found, and what it left."""
@@ -118,11 +123,36 @@ class Changes:
         self._left, self._evaluated = known or now, None
         self._sure &= known is not None
         still = self._still(now)
+        swapped = None if known is None else self._swapped(known, now, evaluated or now)
+        moved = None if known is None else now.moved_since(known)
+        if moved is not None and known is not None and evaluated is not None and swapped:
+            moved |= evaluated.moved_since(known)  # statistics that were put in with the weights, and taken out again
         return Outcome(
-            moved=None if known is None else now.moved_since(known),
+            moved=moved,
             still=tuple(layer.path for layer in self._layers.watched if layer.path in still),
-            swapped=None if known is None else self._swapped(known, now, evaluated or now),
+            swapped=swapped,
         )
+
+    @contextmanager
+    def as_evaluated(self, step: int) -> Iterator[None]:
+        """Put weights and statistics that were swapped in to be evaluated after a step back in, until the context ends.
+
+        A program may have taken them out again before anything could be measured.
+        """
+        of, given = self._swapped_in
+        now = {
+            key: array
+            for key, array in _state(self._layers)
+            if of == step and key in given and given[key].shape == array.shape
+        }
+        held = {key: array.copy() for key, array in now.items()}
+        try:
+            for key, array in now.items():
+                backend.copyto(array, given[key])
+            yield
+        finally:
+            for key, array in held.items():
+                backend.copyto(now[key], array)
 
     def swapped(self, step: int) -> bool | None:
         """Return whether parameters are others now than the last training step left; None when that is not known."""
@@ -169,7 +199,21 @@ def sample_of(array: Any, limit: int) -> Any:
     return (np.asarray(array) if on_host else array).ravel()[:: math.ceil(array.size / limit)]
 
 
+def _state(layers: Layers) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield every parameter and the running statistics, where they are."""
+    yield from _arrays(layers)
+    for layer in layers.watched:
+        if layer.link.avg_mean is not None:
+            yield (layer.path, "avg_mean"), layer.link.avg_mean
+            yield (layer.path, "avg_var"), layer.link.avg_var
+
+
 def _parameters(layers: Layers) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield some entries of every parameter."""
+    return ((key, sample_of(array, ENTRIES)) for key, array in _arrays(layers))
+
+
+def _arrays(layers: Layers) -> Iterator[tuple[tuple[str, str], Any]]:
     seen = set()
     for path, link in layers.named():
         if isinstance(link.device, chainer.backend.ChainerxDevice):
@@ -178,7 +222,7 @@ def _parameters(layers: Layers) -> Iterator[tuple[tuple[str, str], Any]]:
             array = vars(link)[name].array
             if array is not None and array.size and id(array) not in seen:
                 seen.add(id(array))
-                yield (path, name), sample_of(array, ENTRIES)
+                yield (path, name), array
 
 
 class After:

@@ -236,7 +236,9 @@ class BatchNormWatch(Verdict, extension.Extension):
         step = trainer.updater.iteration
         inferred = [layer for layer, when in session.tap.inferred if when in {_UPDATE, _TRAINED}]
         evaluating = session.tap.evaluating
-        calls, outside = clock.close([call for call, _ in session.tap.take()])
+        taken = session.tap.take()
+        calls, outside = clock.close([call for call, _ in taken])
+        calls = _sites(calls, [call for call, differentiated in taken if differentiated])
         report = evaluators.report(trainer.observation)
         session.accuracy.add(report.train_accuracy)
         session.loss.add(report.train_loss)
@@ -297,6 +299,12 @@ class BatchNormWatch(Verdict, extension.Extension):
     def _leave(self, session: Session) -> None:
         self._leave_due = False
         session.leave()
+
+
+def _sites(calls: Sequence[Call], differentiated: Sequence[Call]) -> list[Call]:
+    """Return the calls that are call sites: where some of a layer are differentiated, the others are a look at it."""
+    own, trained = {id(call) for call in differentiated}, {call.place for call in differentiated}
+    return [call for call in calls if id(call) in own or call.place not in trained]
 
 
 def _targets(trainer: Any) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Session:
         self.differentiates = False
         self._seen_examples = self._made = 0
         self._updated_at: list[int] = []
-        self._opened = False
+        self._opened, self._known = False, len(self.layers.watched)
         self._unlocated = _LOCATED_STEPS
         self._began = self._evaluated = time.perf_counter()
 
@@ -228,6 +228,7 @@ class Session:
         self._evaluated = time.perf_counter()
         if self.watch.experiments:
             self.passes.training.renew()
+        self.tap.grows = True
         self._prepare()
 
     def finish(self, *, complete: bool) -> None:
@@ -242,7 +243,10 @@ class Session:
 
     def _experiment(self, seconds: float, *, final: bool = False) -> None:
         swapped = partial(self.changes.swapped, self.step)
-        self.watch.experiment(self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped)
+        with self.changes.as_evaluated(self.step):
+            self.watch.experiment(
+                self.lab, step=self.step, epoch=self.epoch, seconds=seconds, final=final, swapped=swapped
+            )
 
     @staticmethod
     def _seconds(since: float) -> float:
@@ -260,9 +264,9 @@ class Session:
         self.tap.watch_functions(wanted=self.passes.wanted or self.tap.trace is not None)
         self.tap.watch_backward(wanted=self.differentiates or self.tap.sampled)
         if self.tap.sampled:
-            known = len(self.layers.watched)
             self.layers.refresh()
-            self._opened &= known == len(self.layers.watched)
+        known, self._known = self._known, len(self.layers.watched)
+        self._opened &= known == self._known
 
     def _open(self, calls: Sequence[Call]) -> None:
         """Tell the layers once, in the order of the first forward pass."""

@@ -140,6 +140,8 @@ class Tap(chainer.FunctionHook):
         passes: while there is a trace, for each training pass that was differentiated how many updates of parameters
             came before it, and how often gradients were cleared; passes of which both are the same add up.
         called: is shown the next call of a layer, and whether it is of a training step; once.
+        grows: links may have been added since: look for them at the next call of a training step, before they are
+            updated for the first time, unless one of them is what is called first.
         inferred: the layers that normalized with running statistics in a call that was differentiated since, in a step
             that is sampled, each with the clock's time of the call.
         evaluating: the layers that normalized with running statistics since the calls were last taken.
@@ -147,7 +149,7 @@ class Tap(chainer.FunctionHook):
 
     def __init__(self, layers: Layers, clock: Clock, passes: Passes, failed: Callable[[Exception], None]) -> None:
         self.name = f"bnwatch-{next(_numbers)}"
-        self.communicates = self.sampled = False
+        self.communicates = self.sampled = self.grows = False
         self.rows = 0
         self.called: Callable[..., None] | None = None
         self.trace: Trace | None = None
@@ -333,6 +335,9 @@ class Tap(chainer.FunctionHook):
         return None if self.callers is None else self.callers.trail(sys._getframe(1), type(link))  # noqa: SLF001
 
     def _show(self, *, training: bool) -> None:
+        if self.grows and training:
+            self.grows = False
+            self._layers.refresh()
         called, self.called = self.called, None
         if called is not None:
             called(training=training)

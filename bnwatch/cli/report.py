@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bnwatch import render
 from bnwatch.cli.terminal import CLEAN, FOUND, MisuseError, cannot, complain, put
 from bnwatch.diagnosis import Severity
-from bnwatch.engine import ordered
+from bnwatch.order import ordered
 from bnwatch.sinks import console
 
 if TYPE_CHECKING:

@@ -119,7 +119,8 @@ class Cells(Rows[Cell]):
     its batches can be taken apart: ``reshuffled``, batch statistics of random batches of the same sizes. A cell is None
     where its data were not to be had; ``missing`` then says why. ``seconds`` leaves out the first batch, at which a
     framework compiles. ``swapped``: whether the trained parameters were others than the last training step left, as
-    averages or loaded weights are; None when unknown.
+    averages or loaded weights are; None when unknown. ``moved``: layers whose running statistics were not what the
+    last training step, or an evaluation after it, left.
     """
 
     step: int
@@ -130,6 +131,7 @@ class Cells(Rows[Cell]):
     missing: str | None = None
     seconds: float = 0.0
     swapped: bool | None = None
+    moved: tuple[str, ...] = ()
 
     @property
     def unseen(self) -> float | None:

@@ -66,19 +66,25 @@ class Changes:
 
     def evaluated(self) -> None:
         """Note what an evaluation moved, when it has ended."""
-        after, before = self._statistics(), self._running
-        self.moved = tuple(path for path, found in after.items() if before.get(path, found) != found)
-        self._running = after
+        after = self._statistics()
+        self.moved, self._running = self._moved_to(after), after
 
     def now_swapped(self) -> bool | None:
         """Return whether the parameters are others than the last training step left; None when unknown."""
         if self._left is None:
             return None
-        iterations, left = self._left
-        # trained further by somebody else
-        if iterations is not None and (self._iterations() or 0) > iterations:
+        if self._trained_since():
             return None
-        return _differ(left, self._trained())
+        return _differ(self._left[1], self._trained())
+
+    def now_moved(self) -> tuple[str, ...]:
+        """Return the layers whose running statistics are not what the last training step or evaluation left."""
+        if self._left is None or not self._running:
+            return ()
+        return () if self._trained_since() else self._moved_to(self._statistics())
+
+    def _moved_to(self, after: dict[str, bytes]) -> tuple[str, ...]:
+        return tuple(path for path, found in after.items() if self._running.get(path, found) != found)
 
     def still(self, normalized: Collection[str]) -> tuple[str, ...]:
         """Return the layers whose scale and offset are what they were, though other parameters are not.
@@ -95,6 +101,11 @@ class Changes:
         own = {id(v) for layer in found.values() for v in _scale(layer)}
         others = [pair for pair in self._first_trained if id(pair[0]) not in own]
         return tuple(found) if found and _differ(others, self._trained()) else ()
+
+    def _trained_since(self) -> bool:
+        """Return whether somebody else has trained the model further."""
+        iterations = None if self._left is None else self._left[0]
+        return iterations is not None and (self._iterations() or 0) > iterations
 
     def _iterations(self) -> int | None:
         optimizer: Any = getattr(self._backend.model, "optimizer", None)

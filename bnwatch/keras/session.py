@@ -215,8 +215,7 @@ class Session:
             self._note_unrestored()
             self.watch.evaluated(record)
         seconds = seconds_after(time.perf_counter() - self._epoch_began)
-        swapped = self.changes.now_swapped
-        self.watch.experiment(self.lab, step=self.steps, epoch=epoch, seconds=seconds, swapped=swapped)
+        self._experiment(epoch, seconds)
 
     def evaluation_alone(self, logs: dict[str, Any]) -> None:
         """Take an evaluation outside of ``fit``, and look at the model as it is."""
@@ -231,10 +230,7 @@ class Session:
         """Look once more: some faults exist only now."""
         self._open_if_built()
         seconds = seconds_after(time.perf_counter() - self._began, FINAL_SECONDS)
-        swapped = self.changes.now_swapped
-        self.watch.experiment(
-            self.lab, step=self.steps, epoch=self._epoch, seconds=seconds, final=True, swapped=swapped
-        )
+        self._experiment(self._epoch, seconds, final=True)
 
     def detach(self) -> Statistics:
         """Leave the model as it was; return the running statistics, to go on counting in the next ``fit``."""
@@ -275,6 +271,17 @@ class Session:
         return tuple(self.tap.evaluated)
 
     # inside
+
+    def _experiment(self, epoch: int, seconds: float, *, final: bool = False) -> None:
+        self.watch.experiment(
+            self.lab,
+            step=self.steps,
+            epoch=epoch,
+            seconds=seconds,
+            final=final,
+            swapped=self.changes.now_swapped,
+            moved=self.changes.now_moved,
+        )
 
     def _due(self, after: int, until: int) -> bool:
         return any(self.watch.due(step) for step in range(after + 1, until + 1))

@@ -136,7 +136,7 @@ def trace(model: Any, input_shape: Any = None) -> Trace:
         traced.outputs = _expand(graph, [Value(_shape(tensor)) for tensor in graph.inputs], traced)
         if traced.hidden is None:
             return traced
-        observed = _observe(model, _like(model.input))
+        observed = _observe(model, _like(graph.input))
         return traced if observed.hidden is not None else observed
     shape = input_shape if input_shape is not None else _built_with(model)
     if shape is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bnwatch.rules._base import Finding, Rule, Threshold, rule
-from bnwatch.rules._order import ORDER, rank
 from bnwatch.rules.bn101_shared_batch_norm import shared_batch_norm
 from bnwatch.rules.bn102_wrong_channel_axis import wrong_channel_axis
 from bnwatch.rules.bn103_training_mode_evaluation import training_mode_evaluation
@@ -100,4 +99,4 @@ BEFORE_TRAINING = (
 )
 """The rules that have something to say before the first step."""
 
-__all__ = ["BEFORE_TRAINING", "CATALOGUE", "ORDER", "Finding", "Rule", "Threshold", "rank", "rule"]
+__all__ = ["BEFORE_TRAINING", "CATALOGUE", "Finding", "Rule", "Threshold", "rule"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bnwatch import moments
 from bnwatch.diagnosis import Skipped, Table
-from bnwatch.rules._order import CAUSES, rank
+from bnwatch.order import CAUSES, rank
 from bnwatch.signals import LEARNING_ALPHA, SharedSites, Signals, SignalTable, gap
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ INNOCENT = 0.05
 SAME = 1e-4
 """False alarms a layer and look, at which call sites count as different."""
 
+SHIFT = 0.1
+"""Standard deviations between call sites, noise taken out: a difference can be certain and too small to matter."""
+
 HARMLESS = 0.01
 """Accuracy that running statistics may cost and still count as harmless."""
 
@@ -50,6 +53,18 @@ FEW = 5
 
 NAMED = 3
 """Layers that a message names; the others are counted."""
+
+OTHER_PASSES = {
+    "bnwatch.chainer": (
+        "Chainer: make the other passes of a training step inside `with chainer.using_config('train', False):`, which "
+        "leaves the running statistics alone",
+    ),
+    "bnwatch.keras": (
+        "Keras: make the other passes of a training step with `training=False`, which leaves the running statistics "
+        "alone",
+    ),
+}
+"""What helps where a step calls the model on other data besides, by adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +225,15 @@ def unexplained_gap(signals: Signals, alpha: float) -> str | None:
     return f"training accuracy is {100 * found[0]:.1f} points above evaluation accuracy; why is not measured yet"
 
 
+def unmeasured(signals: Signals) -> str:
+    """Return why no experiment was run where no rule asked for one, or where it was not to be had."""
+    if signals.refused is not None:
+        return "the experiment could not be run, which is BN904"
+    if all(evaluation.accuracy is None for evaluation in signals.evaluations):
+        return "no experiment was run: it takes an evaluation accuracy to call for one, and none was seen"
+    return "no experiment was run: nothing called for one"
+
+
 def same_accuracy(one: Cell, two: Cell) -> float:
     """Return the one-sided p-value that two samples have the same accuracy (z test), against the first being better."""
     pooled = (one.accuracy * one.examples + two.accuracy * two.examples) / (one.examples + two.examples)
@@ -350,6 +374,30 @@ def passes(signals: Signals) -> int:
     if structure is None or structure.hidden is not None or signals.adapter == "bnwatch.chainer":
         return times if len(calls) > 1 else 1
     return times if all(len(usage.places) < times for usage in structure.layers) else 1
+
+
+def additional(signals: Signals) -> list[str]:
+    """Return the layers that a training step calls on other data besides its one forward pass of the model.
+
+    The cells make that one pass: what they re-estimate leaves out what the other calls see.
+    """
+    reached = _reached(signals)
+    return [
+        spec.path
+        for spec, sites, apart in signals.shared()
+        if apart is not None
+        and 0 < reached[spec.path] < len(sites)
+        and max(apart["between_shift"], apart["between_scale"]) > SHIFT
+        and differ(signals, apart, SAME)
+    ]
+
+
+def _reached(signals: Signals) -> Counter[str]:
+    """Return how often one forward pass of the model calls each layer, as far as it is known."""
+    structure = signals.structure
+    if structure is not None and structure.hidden is None and signals.adapter != "bnwatch.chainer":
+        return Counter(usage.path for usage, _ in structure.places())
+    return Counter(site.layer for site in signals.composition.sites) if signals.composition else Counter()
 
 
 def within_epochs(signals: Signals) -> list[SignalTable]:

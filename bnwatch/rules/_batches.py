@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from bnwatch import moments
@@ -22,6 +23,10 @@ ALPHA, DISPERSION = 1e-3, 2.0
 GROUPS = 0.85
 """Share of the spread, noise taken out, beyond which batches are of two kinds: two halves of a normal distribution
 account for 2/pi of its variance, those of a uniform one for 3/4."""
+
+CHANCE = 0.64
+"""Few batches may gather in two groups by chance: of n from a uniform distribution one set in a hundred has two groups
+that account for more than 3/4 + .64 / sqrt(n), n of 8 to 64."""
 
 SMALLER = 0.2
 """Share of the batches in the smaller group from which it is no outlier."""
@@ -50,7 +55,7 @@ class Dispersed(NamedTuple):
     def two(self) -> bool:
         """Return whether two groups of batches account for it."""
         enough = self.composition.batches >= FEWEST and self.site.smaller >= SMALLER
-        return enough and self.split_share > GROUPS
+        return enough and self.split_share > max(GROUPS, 0.75 + CHANCE / math.sqrt(self.composition.batches))
 
 
 def dispersed(signals: Signals, limits: Limits) -> Dispersed | None:

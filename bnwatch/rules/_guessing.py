@@ -15,11 +15,14 @@ from bnwatch import moments
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bnwatch.evidence import Look
+    from bnwatch.evidence import Cells, Look
     from bnwatch.records import EvaluationRecord, Output
     from bnwatch.signals import Signals
 
 OVERFIT = "train on one batch of 32 examples alone for a few hundred steps"
+ROUNDING = 1e-3
+"""Below zero by no more than this a mean of losses may come out negative by rounding."""
+
 ONE_BATCH = f"{OVERFIT}: a network that cannot learn it by heart has a learning rate or a wiring fault"
 
 
@@ -88,6 +91,28 @@ def kind(case: Case) -> Kind:
     return next((found for one in KINDS if (found := one(case)) is not None), Kind(GUESSING, (), _general()))
 
 
+def statistics(cells: Cells, alpha: float) -> Kind | None:
+    """Return that the network has learned and only its running statistics guess, None where neither is to be seen.
+
+    Dropout or augmentation may leave the training accuracy at chance for long, where that of the cells is not.
+    """
+    for split, row in cells.rows():
+        batch, running = row["batch"], row["running"]
+        right = round(batch.accuracy * batch.examples)
+        by_chance = moments.binomial_survival(right, batch.examples, batch.majority)
+        gained, p = batch.gain_over(running)
+        if gained > 0.0 and max(by_chance, p) < alpha:
+            return Kind(
+                f"with batch statistics it is {batch.accuracy:.1%}, so what guesses is the running statistics",
+                (
+                    f"the same {batch.examples:,} {split} examples give {running.accuracy:.1%} with running "
+                    "statistics: the weights have learned, and the labels belong to their examples",
+                ),
+                ("see what is said of the running statistics (BN301), and of what makes them so",),
+            )
+    return None
+
+
 GUESSING = "that is what guessing gives"
 
 
@@ -148,6 +173,27 @@ def _same_input(case: Case) -> Kind | None:
     )
 
 
+def _negative(case: Case) -> Kind | None:
+    """A cross-entropy of labels from 0 to 1 is never negative."""
+    if case.output is None or "crossentropy" not in letters(case.output.loss):
+        return None
+    for split, loss in (("a training", case.last.train_loss), ("an evaluation", case.last.loss)):
+        if loss is not None and loss < -ROUNDING:
+            return Kind(
+                f"{split} loss of {loss:.3g} is no cross-entropy of labels from 0 to 1, which is never negative",
+                (
+                    "likely labels outside of 0 to 1, as -1 and 1 for two classes: the loss then falls without end as "
+                    "the network grows confident, right or wrong",
+                ),
+                (
+                    "look at the smallest and the largest label, as the loss gets them: two classes are 0 and 1",
+                    "where they are right, look for class or sample weights below zero, and for what is subtracted "
+                    "from the loss",
+                ),
+            )
+    return None
+
+
 def _forced(case: Case) -> Kind | None:
     """A small cross-entropy is only possible with a high accuracy: then accuracy is computed wrongly.
 
@@ -157,15 +203,15 @@ def _forced(case: Case) -> Kind | None:
     if case.guessed is None or case.output is None:
         return None
     for split, loss, accuracy, examples in (
-        ("training", case.last.train_loss, case.last.train_accuracy, case.last.train_examples),
-        ("evaluation", case.last.loss, case.last.accuracy, case.last.examples),
+        ("a training", case.last.train_loss, case.last.train_accuracy, case.last.train_examples),
+        ("an evaluation", case.last.loss, case.last.accuracy, case.last.examples),
     ):
         if loss is None or accuracy is None or not examples:
             continue
-        least = 1.0 - loss / math.log(2.0)
+        least = 1.0 - max(loss, 0.0) / math.log(2.0)
         if least > moments.binomial_interval(accuracy, examples)[1]:
             return Kind(
-                f"but a {split} loss of {loss:.3g} is only possible with {least:.1%} or more",
+                f"but {split} loss of {loss:.3g} is only possible with {least:.1%} or more",
                 (
                     "loss and accuracy disagree, and the loss is what is trained: where the mean of -log p is L, the "
                     "right class has p above 1/2 for all but L / log 2 of the examples",
@@ -299,6 +345,7 @@ KINDS: tuple[Callable[[Case], Kind | None], ...] = (
     _not_a_number,
     _one_unit,
     _same_input,
+    _negative,
     _forced,
     _takes_scores_for_probabilities,
     _same_output,

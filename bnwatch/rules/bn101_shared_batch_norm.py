@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
-from bnwatch.rules._base import FEW, SAME, Finding, Limits, Threshold, blind, differ, harmless, innocence, passes, rule
+from bnwatch.rules._base import (
+    FEW,
+    OTHER_PASSES,
+    SAME,
+    SHIFT,
+    Finding,
+    Limits,
+    Threshold,
+    additional,
+    blind,
+    differ,
+    fitting,
+    harmless,
+    innocence,
+    passes,
+    rule,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +36,7 @@ if TYPE_CHECKING:
     severity=Severity.WARNING,
     samples=Threshold(4, "convention", "sampled steps from which the spread over steps is estimated"),
     alpha=Threshold(SAME, "convention", "false alarms per layer and look"),
-    shift=Threshold(0.1, "convention", "standard deviations by which evaluation would move the normalized output"),
+    shift=Threshold(SHIFT, "convention", "standard deviations by which evaluation would move the normalized output"),
     few=Threshold(FEW, "derived", "elements a call: the variance of fewer has a tail that no F test allows for"),
 )
 def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Skipped]:
@@ -28,6 +44,7 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
     if signals.attachment is None and signals.table is None:
         yield from _before_training(signals)
     repeated = passes(signals) > 1
+    besides = additional(signals)
     for spec, sites, apart in signals.shared():
         if apart is None or len(signals.tables) < limits["samples"]:
             yield Skipped("BN101", f"{spec.path}: {limits['samples']:.0f} samples are needed to compare its call sites")
@@ -43,9 +60,11 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
             "p_value": Quantity(apart.p_value, "that all sites see the same data"),
         }
         if apart_enough:
+            beyond = spec.path in besides
+            innocent = harmless(signals) or (harmless(signals, "population") and not beyond)
             yield Finding(
                 subject=spec.path,
-                severity=Severity.INFO if harmless(signals) or harmless(signals, "population") else None,
+                severity=Severity.INFO if innocent else None,
                 message=f"`{spec.path}` normalizes {len(sites)} call sites with one set of running statistics, "
                 "and the sites see different data",
                 evidence=evidence,
@@ -55,26 +74,31 @@ def shared_batch_norm(signals: Signals, limits: Limits) -> Iterator[Finding | Sk
                         f"training normalizes each call of `{spec.path}` with the statistics of that call; evaluation "
                         "normalizes all of them with one mixture, which fits none"
                     ),
-                    *_innocence(signals),
+                    *_innocence(signals, beyond=beyond),
                 ),
-                helps=_helps(signals),
+                helps=(*(fitting(OTHER_PASSES, signals) if beyond else ()), *_helps(signals, graph=not beyond)),
             )
         else:
             yield Finding(
                 subject=spec.path,
                 severity=Severity.INFO,
-                message=f"`{spec.path}` normalizes {len(sites)} call sites, so far with the same statistics",
+                message=f"`{spec.path}` normalizes {len(sites)} call sites, whose statistics are alike as of now",
                 evidence=evidence,
                 notes=("sharing is harmless as long as all call sites see the same distribution",),
             )
 
 
-def _innocence(signals: Signals) -> tuple[str, ...]:
-    """Return what the cells say for a mixture of sites that differ, if anything."""
+def _innocence(signals: Signals, *, beyond: bool) -> tuple[str, ...]:
+    """Return what the cells say of a mixture of sites that differ, if anything; ``beyond`` those that they reach."""
     if harmless(signals):
         return innocence(signals.cells)
     if not harmless(signals, "population"):
         return ()
+    if beyond:
+        return (
+            "a forward pass of the model makes fewer calls of it, and statistics re-estimated with these alone cost no "
+            "accuracy: what spoils the running statistics are the other calls of a training step",
+        )
     return (
         "statistics re-estimated over all call sites cost no accuracy, so the mixture does no harm: what costs "
         "accuracy is how old the running statistics are",
@@ -103,8 +127,11 @@ def _before_training(signals: Signals) -> Iterator[Finding | Skipped]:
             )
 
 
-def _helps(signals: Signals) -> tuple[str, ...]:
-    """Return how each call site gets running statistics of its own, in the framework at hand."""
+def _helps(signals: Signals, *, graph: bool = True) -> tuple[str, ...]:
+    """Return how each call site gets running statistics of its own, in the framework at hand.
+
+    ``graph`` says that the sites are places of the model's own graph.
+    """
     if signals.adapter == "bnwatch.chainer":
         return (
             "build one L.BatchNormalization link for each place, with `link.copy(mode='init')` for example (they may "
@@ -115,7 +142,7 @@ def _helps(signals: Signals) -> tuple[str, ...]:
         "statistics)",
         *(
             ("`bnwatch.keras.split_shared(model)` does so in a copy of a functional model",)
-            if signals.adapter == "bnwatch.keras"
+            if graph and signals.adapter == "bnwatch.keras"
             else ()
         ),
     )

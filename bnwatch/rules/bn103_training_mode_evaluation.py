@@ -48,10 +48,19 @@ def training_mode_evaluation(signals: Signals, _: Limits) -> Iterator[Finding | 
 
 
 def _otherwise(signals: Signals) -> tuple[str, ...]:
-    """Return what accuracy the same network has with running statistics, where that was measured."""
-    row = signals.cells.evaluation if signals.cells is not None else None
+    """Return what accuracy the same network has with running statistics, where that was measured.
+
+    The cell of batch statistics is of them in every layer: an evaluation that used them in some gave another accuracy.
+    """
+    row, last = signals.cells.evaluation if signals.cells is not None else None, signals.evaluations[-1]
     if not row:
         return ()
+    if not signals.specs.keys() <= set(last.batch_statistics):
+        reported = "" if last.accuracy is None else f"the evaluation reported {last.accuracy:.1%}; "
+        return (
+            f"{reported}{row['running'].examples:,} of its examples give {row['running'].accuracy:.1%} with running "
+            "statistics in every layer",
+        )
     return (
         (
             f"the same {row['running'].examples:,} evaluation examples give {row['batch'].accuracy:.1%} with the "

@@ -24,6 +24,15 @@ HOW = {
     ),
 }
 
+TRAINED_SO = (
+    "so no gap between training and evaluation is to be expected, and re-estimated statistics make it worse: the "
+    "weights were trained against the initial values"
+)
+LEFT_BEHIND = (
+    "their scale and offset were trained before: where they were loaded or copied, as a pretrained backbone is, "
+    "inference mode is right and their statistics were left behind (BN211): restore these instead"
+)
+
 
 @rule(
     "BN104",
@@ -62,8 +71,9 @@ def inference_mode_training(signals: Signals, limits: Limits) -> Iterator[Findin
         notes=(
             "these layers do not normalize: in training as in evaluation they subtract the initial mean and divide by "
             "the initial spread, which are constants",
-            "so no gap between training and evaluation is to be expected, and re-estimated statistics make it worse: "
-            "the weights were trained against the initial values",
+            LEFT_BEHIND
+            if signals.attachment is not None and set(found) & set(signals.attachment.unrestored)
+            else TRAINED_SO,
         ),
         helps=fitting(HOW, signals),
     )

@@ -8,7 +8,19 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import SAME, Finding, Limits, Threshold, differ, fitting, named, passes, restored_cost, rule
+from bnwatch.rules._base import (
+    SAME,
+    Finding,
+    Limits,
+    Threshold,
+    current_cells,
+    differ,
+    fitting,
+    named,
+    passes,
+    restored_cost,
+    rule,
+)
 from bnwatch.signals import Flag
 
 if TYPE_CHECKING:
@@ -56,22 +68,30 @@ def unintended_statistics_update(signals: Signals, limits: Limits) -> Iterator[F
         message=f"running statistics of {named(layers)} {fact}",
         evidence=evidence,
         notes=(
-            cost or "of no harm where these passes see the same kind of data, or where statistics were set on purpose",
+            cost
+            or "of no harm where these passes see the same kind of data, as those of which gradients are added up "
+            "do, or where statistics were set on purpose",
         ),
         helps=fitting(HOW, signals),
     )
 
 
 def _moved(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
-    """Return the layers that an evaluation moved; with other parameters, both were changed together and on purpose."""
-    last = signals.evaluations[-1] if signals.evaluations else None
-    if last is None or last.swapped:
-        return None
-    layers = [path for path in last.moved if path not in last.batch_statistics]
-    if not layers:
+    """Return the layers that an evaluation moved, or what came after it.
+
+    With other parameters, both were changed together and on purpose.
+    """
+    last, cells = signals.evaluations[-1] if signals.evaluations else None, current_cells(signals)
+    own = () if last is None else last.batch_statistics
+    if last is not None and not last.swapped and (layers := [path for path in last.moved if path not in own]):
+        fact = f"moved between the last training step and the end of the evaluation at step {last.step}"
+    elif cells is not None and cells.moved and not cells.swapped:
+        layers, evaluated = list(cells.moved), last is not None and last.step == cells.step
+        fact = f"moved after {'the evaluation at' if evaluated else 'training'} step {cells.step}"
+    else:
         return None
     evidence = {"layers": Quantity(len(layers), f"of {len(signals.specs)} moved after the last training step")}
-    return layers, f"moved between the last training step and the end of the evaluation at step {last.step}", evidence
+    return layers, fact, evidence
 
 
 def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict[str, Number]] | None:
@@ -101,14 +121,14 @@ def _unexplained(signals: Signals, limits: Limits) -> tuple[list[str], str, dict
 def _extra(signals: Signals) -> tuple[list[str], str, dict[str, Number]] | None:
     """Return the layers that a step calls in training mode more often than the graph of the model does.
 
-    Where the graph is not known, or is that of the step itself, as in Chainer, those that it calls several times, on
-    like data.
+    Where the graph is not known, those that it calls several times, on like data. Not with Chainer: its graph is that
+    of the step itself, so that each of its calls is one that is trained, and BN101 tells of them.
     """
     structure, table = signals.structure, signals.table
-    if structure is None or table is None or passes(signals) > 1:
+    if structure is None or table is None or signals.adapter == "bnwatch.chainer" or passes(signals) > 1:
         return None
     calls = Counter(site.layer for site in table.sites if site.replica == 0)
-    if structure.hidden is None and signals.adapter != "bnwatch.chainer":
+    if structure.hidden is None:
         places = {usage.path: len(usage.places) for usage in structure.layers if usage.places}
         layers = [path for path, times in calls.items() if path in places and times > places[path]]
         fact = "one forward pass makes fewer"

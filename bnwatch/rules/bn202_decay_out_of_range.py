@@ -12,6 +12,7 @@ from bnwatch.rules._base import (
     Finding,
     Limits,
     Threshold,
+    additional,
     blind,
     cells_table,
     costs,
@@ -74,10 +75,12 @@ def _cost_of_age(signals: Signals, limits: Limits) -> Cost | None:
     """Return where running statistics cost accuracy that a re-estimate restores, settled as they are; None if nowhere.
 
     Then they are of one population, and of other batches than they should be. Not where they are no numbers, where
-    the weights measured are not those that they were made with, or where passes that train nothing moved them.
+    the weights measured are not those that they were made with, or where other passes moved them.
     """
     cells, last = signals.cells, signals.evaluations[-1] if signals.evaluations else None
-    if cells is None or cells.swapped or (last is not None and (last.swapped or last.moved)):
+    if cells is None or cells.swapped or cells.moved or additional(signals):
+        return None
+    if last is not None and (last.swapped or last.moved):
         return None
     if signals.table is not None and signals.table.column("non_finite").any():
         return None
@@ -162,7 +165,9 @@ def _lagging(  # noqa: PLR0917
         ),
         helps=(
             refresh(signals),
-            f"or {decay_argument(signals, f'{shorter:g}')}, a longer training, or a learning rate that falls in time",
+            "or "
+            + (f"{decay_argument(signals, f'{shorter:g}')}, " if 2.0 * wanted <= batches else "")
+            + "a longer training, or a learning rate that falls in time",
         ),
     )
 

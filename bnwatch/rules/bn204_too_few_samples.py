@@ -11,7 +11,7 @@ from bnwatch.rules._base import Finding, Limits, Threshold, cells_table, rule, w
 from bnwatch.signals import stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bnwatch.evidence import Cell, Cells, Statistics
     from bnwatch.signals import Float64, Signals
@@ -53,21 +53,31 @@ def too_few_samples(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         return
     fewest, noisiest = int(counted.elements.argmin()), int(counted.effective.argmin())
     elements, samples = float(counted.elements[fewest]), float(counted.effective[noisiest])
+    few = _layers(signals, counted, counted.elements < limits["few"])
     row = signals.cells.training if signals.cells is not None else {}
     if not row:
         if signals.evaluations and (elements < limits["few"] or samples < limits["samples"]) and signals.cells is None:
             reason = "whether the noise of batch statistics costs accuracy is not measured yet"
             yield Skipped("BN204", reason, needs="cells")
         if elements < limits["few"]:
-            yield _finding(signals, counted.numbers[fewest], elements, elements, certain=elements <= TWO)
+            yield _finding(signals, counted.numbers[fewest], elements, elements, layers=few, certain=elements <= TWO)
         return
     gained, p = _gain(signals.cells, row)
     noisy = gained > limits["cost"] and not _dropout(signals)
     if noisy and p < limits["alpha"] and (samples < limits["samples"] or _examples(signals) < limits["few"]):
-        yield _finding(signals, counted.numbers[noisiest], samples, float(counted.elements[noisiest]), certain=True)
+        number, elements = counted.numbers[noisiest], float(counted.elements[noisiest])
+        layers = _layers(signals, counted, counted.effective < limits["samples"])
+        yield _finding(signals, number, samples, elements, layers=layers, certain=True)
     elif elements < limits["few"]:
         # that two elements leave but their order is exact: a test on the few examples that were kept adds nothing
-        yield _finding(signals, counted.numbers[fewest], elements, elements, certain=noisy and elements <= TWO)
+        number, certain = counted.numbers[fewest], noisy and elements <= TWO
+        yield _finding(signals, number, elements, elements, layers=few, certain=certain)
+
+
+def _layers(signals: Signals, counted: _Counted, chosen: Iterable[bool]) -> int:
+    """Return how many layers the chosen call sites are of."""
+    sites = signals.table.sites if signals.table is not None else ()
+    return len({sites[number].layer for number, taken in zip(counted.numbers, chosen, strict=True) if taken})
 
 
 def _gain(cells: Cells | None, row: Mapping[Statistics, Cell]) -> tuple[float, float]:
@@ -121,7 +131,7 @@ def _dropout(signals: Signals) -> bool:
     return signals.structure is not None and any(place.dropout for _, place in signals.structure.places())
 
 
-def _finding(signals: Signals, number: int, samples: float, elements: float, *, certain: bool) -> Finding:
+def _finding(signals: Signals, number: int, samples: float, elements: float, *, layers: int, certain: bool) -> Finding:
     site = list(signals.sites())[number]
     row = signals.cells.training if signals.cells is not None else {}
     measured = ""
@@ -142,6 +152,7 @@ def _finding(signals: Signals, number: int, samples: float, elements: float, *, 
         evidence={
             "effective_samples": Quantity(samples, "per batch and channel"),
             "elements": Quantity(elements, "per batch and channel"),
+            **({"layers": Quantity(layers, "of which this is so")} if layers > 1 else {}),
             **(
                 {"cost": Quantity(gained, "of training accuracy"), "p_value": Quantity(p, "of the paired test")}
                 if measured

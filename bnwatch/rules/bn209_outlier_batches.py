@@ -15,7 +15,6 @@ from bnwatch.rules._base import (
     Threshold,
     cells_table,
     costs,
-    harmless,
     refresh,
     restless,
     rule,
@@ -72,7 +71,8 @@ def outlier_batches(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
         cost = f", which costs {100 * gained:.1f} points of {split} accuracy"
     yield Finding(
         subject=worst.layer,
-        severity=None if lost or (cells is None and not harmless(signals)) else Severity.INFO,
+        # before the first evaluation it harms nobody, and the experiment that follows this one may refute it
+        severity=None if lost or (cells is None and (signals.evaluated or signals.ended)) else Severity.INFO,
         message=f"rare batches widen the running statistics of `{worst.layer}` to {worst.wide:.3g} times the standard "
         f"deviation of the usual batch{cost}",
         evidence={
@@ -124,7 +124,16 @@ def _wide(signals: Signals, limits: Limits) -> Iterator[_Wide]:
         own, usual = batch[:, number].tolist(), median(usual_of[:, number].tolist())
         if calls[site.spec.path] > 1 or not settled or not usual > 0.0 or not all(map(math.isfinite, own)):
             continue
+        if _drifts(usual_of[:, number].tolist(), limits["wide"]):
+            continue
         known = [*own, *filter(math.isfinite, taken[1:, number].tolist())]
         largest, wide = max(known) / usual, site.running_std / usual
         if wide > limits["wide"] and largest**2 > limits["tail"]:
             yield _Wide(site.spec.path, wide, largest, usual)
+
+
+def _drifts(deviations: list[float], apart: float) -> bool:
+    """Return whether batches on the whole are others now than in the first half, so that none is the usual one."""
+    half = len(deviations) // 2
+    less, more = sorted((median(deviations[:half]), median(deviations[half:])))
+    return more > apart * less

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped
 from bnwatch.rules._base import (
     Finding,
@@ -19,7 +20,12 @@ from bnwatch.rules._base import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bnwatch.evidence import Cells
+    from bnwatch.records import EvaluationRecord
     from bnwatch.signals import Signals
+
+NOT_YET = "what it costs is not measured yet"
+UNMEASURED = "what it costs is not measured: the weights of the training were back when the experiment ran"
 
 
 @rule(
@@ -43,7 +49,9 @@ def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Ski
         return
     if not (last.swapped or ended):
         return
-    cost = restored_cost(signals, limits["cost"], limits["alpha"])
+    # swapped for the evaluation alone, and taken out again before anything was measured
+    back = cells if cells is not None and last.swapped and cells.swapped is False else None
+    cost = restored_cost(signals, limits["cost"], limits["alpha"]) if back is None else _lower(last, back)
     if cells is None:
         yield Skipped("BN210", "weights were swapped; what their statistics cost is not measured", needs="cells")
     if cost is None and (last.moved or ended):
@@ -56,12 +64,26 @@ def stale_statistics(signals: Signals, limits: Limits) -> Iterator[Finding | Ski
         subject="model",
         severity=None if cost else Severity.INFO,
         message=f"the weights {where} are not those of the last training step, and the running statistics {whose}"
-        + (", which costs accuracy" if cost else ""),
+        + ("" if not cost else ", which costs accuracy" if back is None else ", and accuracy is lower with them"),
         evidence={"step": Quantity(last.step, "training steps before the evaluation")},
-        table=None if cells is None else cells_table(cells),
-        notes=(cost or ("what it costs is not measured yet" if cells is None else "so far it costs no accuracy"),),
+        table=None if cells is None or back is not None else cells_table(cells),
+        notes=(cost or (UNMEASURED if back else "so far it costs no accuracy" if cells else NOT_YET),),
         helps=(
             refresh(signals),
             "or average, save and restore the running statistics together with the weights",
         ),
+    )
+
+
+def _lower(last: EvaluationRecord, cells: Cells) -> str | None:
+    """Return that what was evaluated is worse than the weights of the training, None where that is not to be told."""
+    cell = cells.evaluation.get("running")
+    if cell is None or last.accuracy is None or not last.examples:
+        return None
+    if moments.binomial_interval(last.accuracy, last.examples)[1] >= cell.interval[0]:
+        return None
+    return (
+        f"the evaluation gave {last.accuracy:.1%} with them, and the weights of the training give {cell.accuracy:.1%} "
+        f"with the same running statistics: likely these do not fit the others; what decides: re-estimate them while "
+        "the others are in the model, and evaluate again"
     )

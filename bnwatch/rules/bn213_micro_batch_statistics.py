@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bnwatch.diagnosis import Quantity, Severity, Skipped
-from bnwatch.rules._base import Finding, Limits, Threshold, passes, rule
+from bnwatch.rules._base import FEW, Finding, Limits, Threshold, passes, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,11 +31,14 @@ def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding
     parts = accumulated if accumulated > 1 else passes(signals)
     if parts < 2:  # noqa: PLR2004 - of one there is nothing to say
         return
-    found = zip(table.sites, table.column("effective_samples").tolist(), strict=True) if table is not None else ()
-    known = {site.layer: samples for site, samples in found if not math.isnan(samples)}
+    columns = (
+        (table.column(name).tolist() for name in ("effective_samples", "count")) if table is not None else ((), ())
+    )
+    found = zip(table.sites if table is not None else (), *columns, strict=True)
+    known = {site.layer: (samples, count) for site, samples, count in found if not math.isnan(samples)}
     fewest = min(known, key=lambda path: known[path], default=None)
     enough = len(signals.tables) >= limits["steps"]
-    few = enough and fewest is not None and known[fewest] < limits["samples"]
+    few = enough and fewest is not None and known[fewest][0] < limits["samples"]
     yield Finding(
         subject="model",
         severity=Severity.WARNING if few else None,
@@ -44,16 +47,17 @@ def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding
         else f"each training step calls every layer {parts} times on like data: each part is normalized alone",
         evidence={
             "parts": Quantity(parts, "batches an update of the parameters"),
-            **(
-                {"effective_samples": Quantity(known[fewest], f"a batch at {fewest}, fewest of all layers")}
-                if fewest is not None
-                else {}
-            ),
+            **({} if fewest is None else _samples(fewest, *known[fewest])),
         },
         notes=(
             (
                 "accumulation makes the gradient that of a large batch, and not the statistics: these are as noisy as "
                 "those of one part"
+            )
+            if accumulated > 1
+            else (
+                "be it for several views of the examples or to add up gradients: the statistics are as noisy as those "
+                "of one part"
             ),
             "running statistics are updated with each part, so they settle sooner than steps suggest",
         ),
@@ -64,3 +68,10 @@ def micro_batch_statistics(signals: Signals, limits: Limits) -> Iterator[Finding
         if few
         else (),
     )
+
+
+def _samples(layer: str, effective: float, elements: float) -> dict[str, Quantity]:
+    """Return the samples of a batch: of a few elements, whose variance is next to none at times, how many these are."""
+    if elements < FEW:
+        return {"elements": Quantity(elements, f"a batch and channel at {layer}, fewest of all layers")}
+    return {"effective_samples": Quantity(effective, f"a batch at {layer}, fewest of all layers")}

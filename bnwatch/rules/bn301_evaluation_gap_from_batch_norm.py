@@ -9,16 +9,21 @@ from bnwatch import moments
 from bnwatch.diagnosis import Quantity, Severity, Skipped, Table
 from bnwatch.rules import _batches, _settling
 from bnwatch.rules._base import (
+    OTHER_PASSES,
     Finding,
     Limits,
     Threshold,
+    additional,
     cells_table,
     decay_argument,
     differ,
+    fitting,
+    named,
     refresh,
     restores,
     rule,
     unexplained_gap,
+    unmeasured,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     found = bool(costs) and all(gained > limits["cost"] and p < limits["alpha"] for gained, p in costs.values())
     if cells is None or (signals.evaluations and cells.step < signals.evaluations[-1].step):
         suspicion = "what was found is to be looked at again" if found else _suspicion(signals, limits["alpha"])
-        reason = suspicion or "no experiment was run: nothing called for one"
+        reason = suspicion or unmeasured(signals)
         yield Skipped("BN301", reason, needs="cells" if suspicion else None)
     if cells is None or not found:
         return
@@ -61,11 +66,12 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
     split: Split = "evaluation" if "evaluation" in rows else "training"
     row, (cost, p) = rows[split], costs[split]
     restored = "population" in row and restores(row["population"], row["batch"], row["running"])
+    besides = additional(signals) if restored else []
     passing = False
     if _settling.initial_weight(signals, cells.step) > _settling.WEIGHT:
         passing = (restored or not cells.training) and _settling.passes(signals)
     elif _settling.lagging(signals):
-        passing = restored and not signals.ended
+        passing = restored and not besides and not signals.ended
     yield Finding(
         subject="model",
         severity=Severity.INFO if passing else None,
@@ -82,12 +88,12 @@ def evaluation_gap_from_batch_norm(signals: Signals, limits: Limits) -> Iterator
         table=cells_table(cells),
         further=() if ranking is None else (_ranking(ranking),),
         notes=(
-            *_notes(cells, restored=restored),
+            *_notes(cells, besides, restored=restored),
             *(() if restored or not cells.training else _excluded(signals)),
             *(("the running statistics still held initial values, so this passes as training goes on",) * passing),
             *_attributed(ranking, guilty),
         ),
-        helps=(_refresh(signals) if restored else _kinds(signals)),
+        helps=fitting(OTHER_PASSES, signals) if besides else _refresh(signals) if restored else _kinds(signals),
     )
 
 
@@ -129,7 +135,7 @@ def _suspicion(signals: Signals, alpha: float) -> str | None:
     return None
 
 
-def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
+def _notes(cells: Cells, besides: list[str], *, restored: bool) -> tuple[str, ...]:
     where = "re-estimated statistics restore it" if restored else "re-estimated statistics do not restore it"
     meaning = (
         "so the running statistics are out of date or unsettled, and a re-estimate mends them"
@@ -137,6 +143,13 @@ def _notes(cells: Cells, *, restored: bool) -> tuple[str, ...]:
         else "so one mean and variance a channel cannot describe what this layer sees: it is a mixture"
     )
     notes = ["the weights and the examples are the same, so nothing but the statistics makes the difference"]
+    if besides:
+        meaning = (
+            f"and these are of forward passes of the model alone: training steps call {named(besides)} on other data "
+            "besides"
+        )
+    elif cells.moved and restored:
+        meaning = f"and the running ones of {named(cells.moved)} moved when no step was trained"
     if cells.training:
         notes.append(f"{where}, {meaning}")
     if cells.missing:

@@ -63,11 +63,13 @@ def chance_level_accuracy(signals: Signals, limits: Limits) -> Iterator[Finding 
     if cells is None or cells.step < evaluations[-times].step:
         cells = None
         yield Skipped("BN302", "whether the running statistics are to blame is to be measured", needs="cells")
-    why = _guessing.kind(
+    blamed = None if cells is None else _guessing.statistics(cells, limits["alpha"])
+    why = blamed or _guessing.kind(
         _guessing.Case(signals, last, signals.looks[-1] if signals.looks else None, limits, constant=constant)
     )
     yield Finding(
         subject="model",
+        severity=None if blamed is None else Severity.INFO,  # how grave that is, BN301 says
         message=_message(last, times, why.clause),
         evidence={
             "evaluation_accuracy": Quantity(

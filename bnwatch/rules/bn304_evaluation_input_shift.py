@@ -16,6 +16,7 @@ from bnwatch.rules._base import (
     rule,
     same_accuracy,
     unexplained_gap,
+    unmeasured,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def evaluation_input_shift(signals: Signals, limits: Limits) -> Iterator[Finding
     if cells is None or (last is not None and cells.step < last.step):
         again = "what was found is to be looked at again" if found else None
         suspicion = again or unexplained_gap(signals, limits["alpha"])
-        reason = suspicion or "no experiment was run: nothing called for one"
+        reason = suspicion or unmeasured(signals)
         yield Skipped("BN304", reason, needs="cells" if suspicion else None)
     if cells is None:
         return

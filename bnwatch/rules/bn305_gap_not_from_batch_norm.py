@@ -15,6 +15,7 @@ from bnwatch.rules._base import (
     rule,
     same_accuracy,
     unexplained_gap,
+    unmeasured,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def gap_not_from_batch_norm(signals: Signals, limits: Limits) -> Iterator[Findin
     last = signals.evaluations[-1] if signals.evaluations else None
     if cells is None or (last is not None and cells.step < last.step):
         suspicion = unexplained_gap(signals, limits["alpha"])
-        reason = suspicion or "no experiment was run: nothing called for one"
+        reason = suspicion or unmeasured(signals)
         yield Skipped("BN305", reason, needs="cells" if suspicion else None)
     if cells is None:
         return

@@ -65,14 +65,24 @@ def dead_bottleneck(signals: Signals, limits: Limits) -> Iterator[Finding | Skip
                 "where an activation is zero for every example its gradient is zero: the layers in front of it no "
                 "longer learn, and no later step can revive it"
             ),
-            "a smaller learning rate only delays it",
+            f"behind `{feeding}` it takes an offset far below the scale, or an input that is no number: likely steps "
+            "far too large; what decides: the same training with a hundredth of the learning rate"
+            if feeding in signals.specs
+            else "a smaller learning rate only delays it",
             *innocence(signals.cells if signals.cells and signals.cells.step >= died else None),
         ),
-        helps=(
-            f"put global average pooling in place of Flatten in front of `{feeding}`: fewer inputs, smaller steps",
-            f"or put batch normalization between `{feeding}` and its ReLU",
-            "or use LeakyReLU there",
-        ),
+        helps=_helps(feeding, normalized=feeding in signals.specs),
+    )
+
+
+def _helps(feeding: str, *, normalized: bool) -> tuple[str, ...]:
+    """Return what keeps the units behind a layer alive, which may be batch normalization itself."""
+    if normalized:
+        return ("a smaller learning rate, or clip gradients", "or use LeakyReLU there")
+    return (
+        f"put global average pooling in place of Flatten in front of `{feeding}`: fewer inputs, smaller steps",
+        f"or put batch normalization between `{feeding}` and its ReLU",
+        "or use LeakyReLU there",
     )
 
 

@@ -31,7 +31,8 @@ def non_finite_statistics(signals: Signals, _: Limits) -> Iterator[Finding | Ski
         },
         notes=(
             (
-                "it is the first of these layers in the forward pass: what breaks lies in front of it"
+                "it is the first of these layers in the forward pass: what breaks lies in front of it, inputs, "
+                "activations, or weights that too large a step has broken"
                 if in_batch
                 else "a single bad batch is enough: a moving average never forgets NaN. Training goes on with batch "
                 "statistics and its loss may look healthy, while evaluation gives NaN"

@@ -4,7 +4,7 @@
 and parameters. Every answer is made of JSON's types and carries ``"schema": 1``.
 
 How it reads: of an event file everything but the samples is read once and kept; of a sample its step, what is known of
-the training, and its place in the file (`bnwatch.sinks.tensorboard.follow`). A refresh reads what was added. A table
+the training, and its place in the file (`bnwatch.sinks.tensorboard.file`). A refresh reads what was added. A table
 reads one sample, a line the rows of one layer in every sample, and a heatmap folds every sample once into at most 400
 columns, for half a second a request: ``complete`` says which share of the samples is in it.
 """

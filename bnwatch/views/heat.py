@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bnwatch.records import CallSite
-    from bnwatch.sinks.tensorboard.follow import Sample
+    from bnwatch.sinks.tensorboard.file import Sample
     from bnwatch.views.concern import Concern
 
 COLUMNS = 400

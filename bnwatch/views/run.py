@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bnwatch import render
-from bnwatch.engine import ordered
+from bnwatch.order import ordered
 from bnwatch.records import CHANNEL_STATISTICS
 from bnwatch.render import SCHEMA, json_number
 from bnwatch.signals import STATISTICS, Signals
 from bnwatch.sinks.tensorboard import schema
-from bnwatch.sinks.tensorboard.follow import Follower, GoneError, alike, read_rows
+from bnwatch.sinks.tensorboard.file import GoneError
+from bnwatch.sinks.tensorboard.follow import Follower, alike, read_rows
 from bnwatch.views.concern import Concern, why
 from bnwatch.views.heat import Heat, Heats
 from bnwatch.views.statistics import CHOICES, MATTERS, column, unknown_is_null
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from bnwatch.records import CallSite, ChannelStatistics
     from bnwatch.signals import SignalTable
     from bnwatch.sinks.tensorboard import RecordedCells, RunRecord
-    from bnwatch.sinks.tensorboard.follow import Sample
+    from bnwatch.sinks.tensorboard.file import Sample
 
 T = TypeVar("T")
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bnwatch import render
 from bnwatch.render import SCHEMA
 from bnwatch.rules import CATALOGUE
-from bnwatch.sinks.tensorboard.events import is_event_file
-from bnwatch.sinks.tensorboard.writer import SUBDIRECTORY
+from bnwatch.sinks.tensorboard.events import SUBDIRECTORY, is_event_file
 from bnwatch.views.heat import Heats
 from bnwatch.views.run import RunView, UnknownError
 

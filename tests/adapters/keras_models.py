@@ -158,6 +158,7 @@ class FakeWatch:
     labs: list = field(default_factory=list)
     faults: list = field(default_factory=list)
     swapped: list = field(default_factory=list)
+    moved: list = field(default_factory=list)
     structure: object = None
     closed: int = 0
     on_experiment: object = None
@@ -180,9 +181,10 @@ class FakeWatch:
     def look(self, lab, *, step, epoch):
         self.labs.append(lab)
 
-    def experiment(self, lab, *, step, epoch, seconds, final=False, swapped=None):
+    def experiment(self, lab, *, step, epoch, seconds, final=False, swapped=None, moved=None):
         self.labs.append(lab)
         self.swapped.append(swapped and swapped())
+        self.moved.append(moved and moved())
         if self.on_experiment:
             self.on_experiment(lab, final)
 

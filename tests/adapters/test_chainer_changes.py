@@ -13,6 +13,7 @@ from chainer.training import extensions
 
 import bnwatch.chainer
 from bnwatch.chainer.changes import ENTRIES, After, sample_of
+from bnwatch.watch import Watch
 
 from . import chainer_models as models
 from .chainer_models import F, L, chainer, training
@@ -74,6 +75,41 @@ def test_an_average_that_is_swapped_in_by_extensions(
     watched(trainer, every=100)
     assert [e.swapped for e in record.evaluations] == [True] * 3
     assert [e.moved for e in record.evaluations] == [()] * 3
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_what_was_evaluated_is_measured_and_taken_out_again(
+    tmp_path: Any, record: models.Record, monkeypatch: pytest.MonkeyPatch, statistics: bool
+) -> None:
+    """The experiment sees what the evaluator saw, and the training goes on with its own."""
+    trainer = models.trainer_of(models.MLP(), tmp_path)
+    model, seen, evaluated, outside = model_of(trainer), [], [], []
+    own = [model.bn1.avg_mean, model.bn1.avg_var] if statistics else []
+    held: list[Any] = []
+
+    def now() -> list[bytes]:
+        return [array.tobytes() for array in (*(p.array for p in model.params()), *own)]
+
+    def put_in(_: Any) -> None:
+        arrays = [p.array for p in model.params()] + own
+        held[:] = [array.copy() for array in arrays]
+        for array in arrays:
+            array[...] = 0.5 * array
+        evaluated.append(now())
+
+    def take_out(_: Any) -> None:
+        for array, values in zip([p.array for p in model.params()] + own, held, strict=True):
+            array[...] = values
+        outside.append(now())
+
+    monkeypatch.setattr(Watch, "experiment", lambda *_, **__: seen.append(now()))
+    trainer.extend(put_in, priority=400, trigger=(1, "epoch"), name="in")
+    trainer.extend(take_out, priority=250, trigger=(1, "epoch"), name="out")
+    trainer.extend(lambda _: outside.append(now()), priority=50, trigger=(1, "epoch"), name="behind the watch")
+    watched(trainer, every=100)
+    assert seen == [*evaluated, evaluated[-1]]
+    assert outside[0::2] == outside[1::2]
+    assert [e.moved for e in record.evaluations] == [("predictor/bn1",) if statistics else ()] * 3
 
 
 def test_weights_loaded_before_an_evaluation(tmp_path: Any, record: models.Record) -> None:

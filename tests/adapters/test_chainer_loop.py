@@ -280,6 +280,39 @@ def test_examples_of_a_shared_copy_have_to_be_given() -> None:
     assert "BN103" not in {d.rule for d in watch.diagnoses}
 
 
+class Deepening(chainer.ChainList):
+    def __init__(self) -> None:
+        super().__init__(*self.block())
+
+    @staticmethod
+    def block() -> list[Any]:
+        return [L.Linear(models.FEATURES, models.FEATURES), L.BatchNormalization(models.FEATURES)]
+
+    def forward(self, x: Any) -> Any:
+        for link in self:
+            x = link(x)
+        return x
+
+
+def test_the_updates_of_a_link_that_is_added_after_an_evaluation_are_known(monkeypatch: Any) -> None:
+    """Also where the next sampled step is far: links are looked for at the first call of the next training step."""
+    record, model = Record(monkeypatch), Deepening()
+    optimizer = adam(model)
+    with watching(model, every=100) as watch:
+        for step in range(40):
+            if step == 17:
+                with chainer.using_config("train", False), chainer.no_backprop_mode():
+                    watch.evaluation(accuracy=F.accuracy(model(X), T), examples=64)
+                for link in model.block():
+                    model.add_link(link)
+                optimizer.setup(model)
+            update(model, optimizer)
+            watch.step()
+    last = record.steps[-1]
+    assert {str(call.site): last.step - call.running.updates for call in last.calls} == {"1#0": 0, "3#0": 17}
+    assert [spec.path for spec in record.attachments[-1].layers] == ["1", "3"]
+
+
 # Arrays that are replaced or overwritten
 
 

@@ -386,7 +386,7 @@ def test_an_update_of_the_users_own(make: Any, expected: list[str], tmp_path: An
     assert [e.batch_statistics for e in record.evaluations] == [(), ()]
 
 
-def test_a_pass_that_nothing_differentiates_is_a_call_site_of_the_update(tmp_path: Any, monkeypatch: Any) -> None:
+def test_a_pass_that_nothing_differentiates_is_an_update_and_no_call_site(tmp_path: Any, monkeypatch: Any) -> None:
     class Looking(training.updaters.StandardUpdater):
         def update_core(self) -> None:
             with chainer.no_backprop_mode():
@@ -395,9 +395,29 @@ def test_a_pass_that_nothing_differentiates_is_a_call_site_of_the_update(tmp_pat
 
     record = Record(monkeypatch)
     watched(Looking(iterator(), adam(classifier())), tmp_path)
-    once = ["predictor/bn1#{}", "predictor/bn2#{}"]
-    assert {tuple(sites(step)) for step in record.steps} == {tuple(s.format(n) for n in (0, 1) for s in once)}
+    assert {tuple(sites(step)) for step in record.steps} == {("predictor/bn1#0", "predictor/bn2#0")}
     assert [step.calls[0].running.updates for step in record.steps] == [2, 4, 6, 8]
+
+
+def test_layers_of_which_no_pass_is_differentiated_keep_their_call_sites(tmp_path: Any, monkeypatch: Any) -> None:
+    """A teacher that nothing trains, and normalizes with the statistics of each batch."""
+
+    class Distilling(chainer.Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.init_scope():
+                self.teacher, self.student = models.MLP(), models.MLP()
+
+        def forward(self, x: Any, t: Any) -> Any:
+            with chainer.no_backprop_mode():
+                wanted = self.teacher(x).array
+            scores = self.student(x)
+            return F.softmax_cross_entropy(scores, t) + F.mean_squared_error(scores, wanted)
+
+    record = Record(monkeypatch)
+    watched(training.updaters.StandardUpdater(iterator(), adam(Distilling())), tmp_path)
+    known = [f"{who}/bn{n}#0" for who in ("teacher", "student") for n in (1, 2)]
+    assert {tuple(sites(step)) for step in record.steps} == {tuple(known)}
 
 
 def test_a_statistic_that_is_stuck_on_every_replica_is_told_once(tmp_path: Any) -> None:

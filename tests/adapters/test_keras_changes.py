@@ -67,6 +67,7 @@ def test_an_ordinary_training_moves_and_swaps_nothing(arguments):
     assert seen.faults == []
     assert [(r.moved, r.still, r.swapped) for r in seen.evaluations] == [((), (), False)] * 2
     assert seen.swapped == [False] * 3
+    assert seen.moved == [()] * 3
     assert seen.closed == 1
     assert not hooks(model)
 
@@ -120,6 +121,37 @@ def test_an_evaluation_that_moves_running_statistics():
     fit(make(Always), callback)
     assert seen.faults == []
     assert [(r.moved, r.batch_statistics) for r in seen.evaluations] == [(("one",), ("one",))] * 2
+
+
+class Passes(keras.callbacks.Callback):
+    """Calls the model in training mode after each evaluation."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.when = when
+
+    def _pass(self, when):
+        if when == self.when:
+            self.model(X + 3.0, training=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._pass("epoch_end")
+
+    def on_train_end(self, logs=None):
+        self._pass("train_end")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("when", ["epoch_end", "train_end"])
+def test_passes_after_an_evaluation_that_move_running_statistics(order, when):
+    callback, seen = faked()
+    fit(make(net), *ORDERS[order](callback, Passes(when)))
+    assert seen.faults == []
+    assert [r.moved for r in seen.evaluations] == [()] * 2
+    both = ("one", "two")
+    # as epochs end, which knows of callbacks before it, and as training ends, which knows of all
+    assert seen.moved == [both if when == "epoch_end" and order == "after" else ()] * 2 + [both]
+    assert seen.swapped == [False] * 3
 
 
 def frozen_scale():

@@ -255,6 +255,15 @@ def test_a_block_inside_a_functional_model():
 
 
 @symbolic
+def test_a_block_inside_a_sequential_model_that_was_never_called():
+    model = keras.Sequential([keras.Input((8, 8, 3)), Block(name="entry"), Block(name="block")])
+    before = state(model)
+    known = places(model)
+    assert state(model) == before
+    assert [p.producer for p in known["block/norm"]] == ["block/conv"]
+
+
+@symbolic
 def test_a_model_that_cannot_be_called_without_data():
     class Stubborn(Subclassed):
         def call(self, x, training=None):

@@ -83,7 +83,27 @@ def costing(*, batch=0.99, running=0.985, population=0.7, step=16, evaluations=(
     return signals
 
 
+def besides(*, places=1, adapter="keras", composed=None, running=0.4, shift=1.0, hidden=None):
+    """Two calls a step that differ, of which one forward pass of the model makes ``places``."""
+    signals = at_shift(shift)
+    row = {"batch": 0.99, "running": running, "population": 0.985}
+    signals.cells = testing.cells(16, training=row, examples=1000)
+    signals.attach(Attachment(tuple(signals.specs.values()), framework=adapter))
+    usage = testing.usage("bn", *(testing.place(index=index) for index in range(places)))
+    signals.structure = Structure((usage,), hidden=hidden)
+    if composed is not None:
+        indices = [None] if composed == 1 else range(composed)
+        signals.composition = testing.composition(16, *(testing.site_composition(index=index) for index in indices))
+    return signals
+
+
 FIRES |= {
+    "statistics re-estimated without the second call restore it": besides,
+    "above_shift and the second call is another pass": lambda: besides(shift=LIMITS["shift"] * 1.02),
+    "and so does the composition say where the graph is not known": lambda: besides(
+        places=0, composed=1, hidden="no graph"
+    ),
+    "as in Chainer, whose graph is that of the step": lambda: besides(places=2, adapter="chainer 7.8.1", composed=1),
     "the cells show that it costs": lambda: costing(running=0.9),
     "half of what it costs is age": lambda: costing(running=0.4, population=0.8),
     "too few examples to call it harmless": lambda: costing(examples=100),
@@ -96,6 +116,10 @@ INFO = {
     "below_few": lambda: trained(testing.normal(16, 4), testing.normal(16, 4, mean=3.0)),
     "sites that differ and cost nothing": costing,
     "what it costs is age": lambda: costing(running=0.4, population=0.985),
+    "what it costs is age, and one pass makes both calls": lambda: besides(places=2),
+    "one pass makes both calls, the composition says": lambda: besides(places=0, composed=2, hidden="no graph"),
+    "the second call is another pass, and costs nothing": lambda: besides(running=0.985),
+    "nothing tells what one pass calls": lambda: besides(places=0, hidden="no graph"),
     "and a later evaluation is as good as the training": lambda: costing(
         evaluations=[EvaluationRecord(20, 0, 0.98, examples=1000, train_accuracy=0.99, train_examples=1000)]
     ),
@@ -228,6 +252,15 @@ def test_the_graph_is_silent_once_training_is_watched():
 
 def test_a_layer_with_one_place_is_not_shared():
     assert cases.look("BN101", testing.signals(Structure((testing.usage("bn", testing.place()),)))) == ([], [])
+
+
+def test_that_the_other_calls_of_a_step_spoil_the_statistics_is_said():
+    ((finding,), _) = cases.look(RULE, besides())
+    assert "what spoils the running statistics are the other calls of a training step" in finding.notes[-1]
+    assert "make the other passes of a training step with `training=False`" in finding.helps[0]
+    assert not any("split_shared" in text for text in finding.helps)
+    ((finding,), _) = cases.look(RULE, besides(places=2))
+    assert "what costs accuracy is how old the running statistics are" in finding.notes[-1]
 
 
 @pytest.mark.parametrize(("framework", "helps"), [("keras 3.15.1 (jax)", 2), ("chainer 7.8.1", 1)])

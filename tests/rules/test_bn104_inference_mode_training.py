@@ -10,10 +10,20 @@ SAMPLES = int(cases.rule(RULE).thresholds["samples"].value)
 ONE = (testing.layer(),)
 
 
-def inert(samples=SAMPLES, *, initial=("bn",), specs=ONE, idle=("bn",), training=(), extra=(), by="keras 3"):
+def inert(
+    samples=SAMPLES,
+    *,
+    initial=("bn",),
+    specs=ONE,
+    idle=("bn",),
+    training=(),
+    extra=(),
+    by="keras 3",
+    unrestored=(),
+):
     """A training whose steps call the layers of ``idle`` in inference mode; ``training`` are calls of the others."""
     return testing.signals(
-        Attachment(tuple(specs), framework=by, initial=initial),
+        Attachment(tuple(specs), framework=by, initial=initial, unrestored=unrestored),
         *(testing.snapshot(n, *training, idle=idle) for n in range(1, samples + 1)),
         *extra,
     )
@@ -90,3 +100,10 @@ def test_the_helps_are_those_of_the_framework(framework, helps):
         assert [help_.partition(":")[0].split(" ")[0] for help_ in finding.helps] == helps
     else:
         assert len(finding.helps) == helps
+
+
+@pytest.mark.parametrize(("unrestored", "said"), [(("a",), True), (("b",), False)])
+def test_layers_that_were_trained_before_may_have_been_loaded(unrestored, said):
+    ((finding,), _) = cases.look(RULE, inert(**TWO, idle=("a",), **TRAINED, unrestored=unrestored))
+    assert ("BN211" in finding.notes[1]) is said
+    assert ("re-estimated statistics make it worse" in finding.notes[1]) is not said

@@ -26,6 +26,11 @@ def cells(lost, examples=500, step=9, population=None):
     return testing.cells(step, evaluation={**row, "population": population or 0.9}, examples=examples)
 
 
+def since(*moved, lost=20, swapped=False, step=9, **fields):
+    """Cells whose running statistics are not what the last evaluation, after step 9, left."""
+    return evaluated(measured=dataclasses.replace(cells(lost, step=step), moved=moved, swapped=swapped), **fields)
+
+
 def stepped(beyond, pairs=int(LIMITS["samples"]), *, explained=0, gaps=1, mean=1.0, unseen=None):
     """Steps after each of which the running mean lies ``beyond`` what the call explains; then some that explain it."""
     spec, running = testing.layer(decay=0.9, epsilon=0.0), 0.0
@@ -36,13 +41,13 @@ def stepped(beyond, pairs=int(LIMITS["samples"]), *, explained=0, gaps=1, mean=1
     return testing.signals(Attachment((spec,), unseen=unseen), *snapshots)
 
 
-def passes(calls, places, layers=("bn",), apart=0.0):
+def passes(calls, places, layers=("bn",), apart=0.0, by="keras 3"):
     """A model whose graph calls each layer ``places`` times, and a step that does so ``calls[layer]`` times."""
     specs = [testing.layer(path, decay=1.0) for path in layers]
     graph = Structure(tuple(testing.usage(p, *(testing.place(p, k) for k in range(places))) for p in layers))
     rng = np.random.default_rng(1)
     return testing.signals(
-        Attachment(tuple(specs), framework="keras 3"),
+        Attachment(tuple(specs), framework=by),
         graph,
         *(
             testing.snapshot(
@@ -62,12 +67,15 @@ FIRES = {
     "an evaluation that moved them, and it costs": lambda: evaluated("bn", measured=testing.cells(9, evaluation=HARM)),
     "above_cost": lambda: evaluated("bn", measured=cells(21, 2000)),
     "below_alpha": lambda: evaluated("bn", measured=cells(7)),
+    "passes after the evaluation that cost": lambda: since("bn"),
+    "passes after training steps that no evaluation followed": lambda: since("bn", step=12),
 }
 INFO = {
     "an evaluation that moved them": lambda: evaluated("bn"),
     "below_cost": lambda: evaluated("bn", measured=cells(19, 2000)),
     "above_alpha": lambda: evaluated("bn", measured=cells(6)),
     "it costs, and a re-estimate does not restore it": lambda: evaluated("bn", measured=cells(20, population=0.865)),
+    "passes after the evaluation that cost nothing": lambda: since("bn", lost=0),
     "cells of an earlier evaluation": lambda: evaluated("bn", measured=cells(20, step=4)),
     "several calls on like data, where the graph is not known": lambda: _hidden(
         passes({"bn": 2, "head": 1}, 1, ("bn", "head"))
@@ -83,6 +91,8 @@ QUIET = {
     "nothing moved": evaluated,
     "the evaluation used batch statistics, which is BN103": lambda: evaluated("bn", batch_statistics=("bn",)),
     "weights and statistics of a checkpoint": lambda: evaluated("bn", swapped=True),
+    "weights and statistics that came back when training ended": lambda: since("bn", swapped=True),
+    "passes after an earlier evaluation": lambda: since("bn", step=4),
     "below_unexplained": lambda: stepped(LIMITS["unexplained"] * 0.95),
     "below_samples": lambda: stepped(0.5, int(LIMITS["samples"]) - 1),
     "a few movements among many explained steps": lambda: stepped(0.5, explained=4),
@@ -95,6 +105,9 @@ QUIET = {
     "rounding at a mean of 3,000 standard deviations": lambda: stepped(0.0, WINDOW, mean=3e3),
     "a call for each place of the graph": lambda: passes({"bn": 2}, 2),
     "as many passes of the whole model, which is BN213": lambda: passes({"bn": 2, "head": 2}, 1, ("bn", "head")),
+    "several calls of a step of Chainer's, each of which is trained": lambda: passes(
+        {"bn": 2, "head": 1}, 1, ("bn", "head"), by="chainer 7.8.1"
+    ),
     "calls that see other data, which is BN101": lambda: _hidden(
         passes({"bn": 2, "head": 1}, 1, ("bn", "head"), apart=1.0)
     ),
@@ -135,3 +148,9 @@ def test_only_layers_that_evaluated_with_running_statistics_are_named():
     ((finding,), _) = cases.look(RULE, evaluated("bn", "b", batch_statistics=("bn",)))
     assert finding.subject == "b"
     assert finding.helps[0].startswith("Keras: ")
+
+
+@pytest.mark.parametrize(("step", "when"), [(9, "after the evaluation at step 9"), (12, "after training step 12")])
+def test_when_they_moved(step, when):
+    ((finding,), _) = cases.look(RULE, since("bn", "b", step=step))
+    assert finding.message == f"running statistics of `bn`, `b` moved {when}"

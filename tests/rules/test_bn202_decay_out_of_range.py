@@ -95,13 +95,35 @@ def poisoned(fed):
     fed.observe(testing.snapshot(660, testing.call(testing.layer(decay=0.99), running_mean=np.nan, updates=660)))
 
 
+def shared(places, shift):
+    """Two calls a step whose means differ, of which one forward pass of the model makes ``places``."""
+    draws = testing.normal(4, 64), testing.normal(4, 64, mean=shift)
+    fed = testing.signals(
+        *testing.train(testing.layer(decay=0.99), *draws, steps=660, every=40),
+        Structure(
+            (testing.usage("bn", *(testing.place(index=n) for n in range(places)), decay=0.99),), None, None, 660, 1
+        ),
+        testing.cells(640, training={"batch": 0.98, "running": 0.94, "population": 0.98}, examples=10_000),
+    )
+    fed.ended = True
+    return fed
+
+
+FIRES |= {
+    "two calls of one pass": lambda: shared(2, 1.0),
+    "another pass, on like data": lambda: shared(1, 0.0),
+}
 QUIET = {
+    "another pass, on other data": lambda: shared(1, 1.0),
     "averaged weights, which the statistics never saw": after(settled(0.99, 660), averaged),
     "averaged weights at an evaluation": after(
         settled(0.99, 660), lambda fed: fed.evaluate(EvaluationRecord(660, 0, 0.9, swapped=True))
     ),
     "statistics that other passes moved": after(
         settled(0.99, 660), lambda fed: fed.evaluate(EvaluationRecord(660, 0, 0.9, moved=("bn",)))
+    ),
+    "statistics that passes after the evaluation moved": after(
+        settled(0.99, 660), lambda fed: setattr(fed, "cells", replace(fed.cells, moved=("bn",)))
     ),
     "statistics that are no numbers": after(settled(0.99, 660), poisoned),
     "above_memory": planned(0.5),
@@ -168,6 +190,13 @@ def test_a_shorter_memory_is_a_tenth_of_the_training():
     assert finding.helps[1].startswith("or decay 0.97 (Keras: momentum=0.97)")
     # (1 + d) / (1 - d) = 66
     assert pytest.approx(66, abs=1) == 1.97 / 0.03
+
+
+@pytest.mark.parametrize(("steps", "offered"), [(990, True), (1000, False)])
+def test_a_shorter_memory_is_offered_where_it_is_half_as_long(steps, offered):
+    """199 batches are twice a tenth of 995 steps."""
+    ((finding,), _) = cases.look("BN202", settled(0.99, steps)())
+    assert ("decay" in finding.helps[1]) is offered
 
 
 def test_without_a_graph_the_layers_of_the_training_are_judged():

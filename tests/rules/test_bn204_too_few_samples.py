@@ -99,6 +99,24 @@ def test_the_layer_with_the_fewest_is_named():
     ]
     ((finding,), _) = cases.look(RULE, testing.signals(*seen))
     assert finding.subject == "narrow"
+    assert "layers" not in finding.evidence
+
+
+@pytest.mark.parametrize(("lost", "layers"), [({}, 2), ({"batch": 0.66, "running": 0.857}, 3)])
+def test_the_others_are_counted(lost, layers):
+    """Of few elements two, of few effective samples three."""
+    specs = [testing.layer(path) for path in ("a", "b", "c", "d")]
+    seen = [
+        testing.snapshot(
+            n, *(testing.call(spec, count=count, mean=n) for spec, count in zip(specs, (2, 3, 11, 128), strict=True))
+        )
+        for n in (1, 2, 3)
+    ]
+    fed = testing.signals(*seen, *([testing.cells(3, training=lost)] if lost else []))
+    fed.tables[-1].column("effective_samples")[:] = 2, 3, 11, 128
+    ((finding,), _) = cases.look(RULE, fed)
+    assert finding.subject == "a"
+    assert finding.evidence["layers"].value == layers
 
 
 @pytest.mark.parametrize(("corrected", "notes"), [(False, True), (True, False)])

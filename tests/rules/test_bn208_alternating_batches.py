@@ -23,6 +23,9 @@ def cost(batch, reshuffled, examples=10_000):
 
 FIRES = {
     "real and fake in turn": run,
+    "beyond chance in eight batches": lambda: run(at(dispersion=1e9, clusters=0.977), batches=8),
+    "beyond chance in 32 batches": lambda: run(at(dispersion=1e9, clusters=0.864)),
+    "beyond .85 in many": lambda: run(at(dispersion=1e9, clusters=0.851), batches=128),
     "one batch in four is fake": lambda: run(at(smaller=0.25)),
     "no better than guessing on batches of one class": lambda: run(row=dict.fromkeys(GAN, 0.12)),
     "above_pure and guessing": lambda: run(row=dict.fromkeys(GAN, 0.12), purity=(0.91, 0.6)),
@@ -43,6 +46,9 @@ QUIET = {
     "an outlier among batches": lambda: run(at(smaller=0.1)),
     "ten classes": lambda: run(at(clusters=0.3)),
     "sequences with offsets of their own: half a normal distribution is no group": lambda: run(at(clusters=0.66)),
+    "by chance in eight batches": lambda: run(at(dispersion=1e9, clusters=0.975), batches=8),
+    "by chance in 32 batches": lambda: run(at(dispersion=1e9, clusters=0.862)),
+    "half of an even spread, in many": lambda: run(at(dispersion=1e9, clusters=0.849), batches=128),
     "seven batches": lambda: run(batches=7),
     "random batches": lambda: run(testing.site_composition()),
     "nothing was measured": testing.signals,

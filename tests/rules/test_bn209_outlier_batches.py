@@ -40,6 +40,36 @@ def steady(wide, tail, row=LOST, samples=16, examples=1000):
     return fed
 
 
+def growing(factor, samples=16):
+    """Batches whose deviation is ``factor`` times as large from the middle on; a rare one of the first half is wide."""
+    spec = testing.layer(channels=4, decay=0.5)
+    deviations = [20.0 if n == 1 else 1.0 if n < samples // 2 else factor for n in range(samples)]
+    calls = [
+        testing.call(spec, mean=0.1 * n, var=std**2, running_var=9.0 * factor**2, updates=100 + n)
+        for n, std in enumerate(deviations)
+    ]
+    fed = testing.signals(*(testing.snapshot(n + 1, call) for n, call in enumerate(calls)))
+    fed.cells = testing.cells(samples, training=LOST)
+    for table in fed.tables:
+        table.column("recovered_std")[:] = np.nan
+    return fed
+
+
+def before(evaluations=0, *, ended=False):
+    """The outlier, and no experiment so far."""
+    spec = testing.layer(channels=4, decay=0.5)
+    calls = [
+        testing.call(spec, mean=0.1 * n, var=20.0**2 if n == 1 else 1.0, running_var=9.0, updates=100 + n)
+        for n in range(16)
+    ]
+    fed = testing.signals(
+        *(testing.snapshot(n + 1, call) for n, call in enumerate(calls)),
+        *(EvaluationRecord(16, 0, None) for _ in range(evaluations)),
+    )
+    fed.ended = ended
+    return fed
+
+
 def same_order():
     """Every epoch of 8 batches ends with the batch of the outlier, and most samples are those of ends of epochs."""
     spec, fed = testing.layer(channels=4, decay=0.9), testing.signals()
@@ -71,6 +101,9 @@ FIRES = {
     "steps of the usual size": lambda: steps_of(0.099),
     "in a batch that was not sampled": lambda: poisoned(1000.0, at=(41,), row=LOST),
     "in the same order in every epoch": same_order,
+    "batches grow a little meanwhile": lambda: growing(1.99),
+    "evaluated, and not measured": lambda: before(1),
+    "not evaluated when training ends": lambda: before(ended=True),
     "a regression": lambda: poisoned(1000.0),
     "above_wide": lambda: steady(2.01, 20.0),
     "above_tail": lambda: steady(3.0, 10.1),
@@ -79,11 +112,14 @@ FIRES = {
     "below_alpha": lambda: steady(3.0, 20.0, row(0.9, 0.88), examples=500),
 }
 INFO = {
+    "not evaluated yet": before,
     "it costs nothing": lambda: steady(3.0, 20.0, FINE),
     "below_cost": lambda: steady(3.0, 20.0, row(0.9, 0.8901), examples=10_000),
     "above_alpha": lambda: steady(3.0, 20.0, row(0.9, 0.882), examples=500),
 }
 QUIET = {
+    "batches grow": lambda: growing(2.01),
+    "batches shrink": lambda: growing(1 / 2.01),
     "steps that make another network each time": lambda: steps_of(0.101),
     "below_wide": lambda: steady(1.99, 20.0),
     "below_tail": lambda: steady(3.0, 9.9),

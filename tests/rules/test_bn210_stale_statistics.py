@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from bnwatch import testing
+from bnwatch.moments import binomial_interval as interval
 from bnwatch.records import Attachment, EvaluationRecord
 from tests.rules import cases
 
@@ -28,7 +29,20 @@ def ended(lost, *, swapped=True):
     return testing.signals(known, EvaluationRecord(9, 0, 0.9, swapped=False), measured)
 
 
+def back(accuracy, *, running=0.9, split="evaluation", swapped=False):
+    """Other weights are evaluated on 500 examples, and taken out again before the experiment."""
+    known = Attachment((testing.layer(),), framework="keras 3")
+    record = EvaluationRecord(9, 0, accuracy, examples=500, swapped=True)
+    row = {"batch": 0.9, "running": running, "population": 0.9}
+    measured = replace(testing.cells(9, **{split: row}, examples=500), swapped=swapped)
+    return testing.signals(known, record, measured)
+
+
+# the first accuracy whose interval does not reach down to that of .9 in 500 examples
+APART = next(n for n in range(450, 0, -1) if interval(n / 500, 500)[1] < interval(0.9, 500)[0]) / 500
+
 FIRES = {
+    "other weights do worse than those of the training": lambda: back(APART),
     "swapped when training ends": lambda: ended(50),
     "averaged weights": lambda: swapped(
         testing.cells(
@@ -44,6 +58,9 @@ FIRES = {
     "statistics of yet another training": lambda: swapped(cells(50), moved=("bn",)),
 }
 INFO = {
+    "other weights may do worse than those of the training": lambda: back(APART + 1 / 500),
+    "what the weights of the training lose is no matter of the others": lambda: back(0.8, running=0.8),
+    "how those of the training do is not known": lambda: back(0.5, split="training"),
     "below_cost": lambda: swapped(cells(9, 2000)),
     "above_alpha": lambda: swapped(cells(6)),
     "no cost": lambda: swapped(cells(0)),
@@ -95,3 +112,17 @@ def test_weights_that_training_ended_with_are_named_so():
     assert skipped == []
     assert finding.message.startswith("the weights that training ended with are not those of the last training step")
     assert "the running statistics do not fit them, which costs accuracy" in finding.message
+
+
+def test_what_was_measured_with_the_weights_of_the_training_is_not_said_of_the_others():
+    ((finding,), skipped) = cases.look(RULE, back(0.8, running=0.8))
+    assert skipped == []
+    assert finding.table is None
+    assert finding.notes == (
+        "what it costs is not measured: the weights of the training were back when the experiment ran",
+    )
+    ((finding,), _) = cases.look(RULE, back(APART))
+    assert "accuracy is lower with them" in finding.message
+    assert f"gave {APART:.1%} with them, and the weights of the training give 90.0%" in finding.notes[0]
+    ((finding,), _) = cases.look(RULE, back(0.8, running=0.8, swapped=True))
+    assert finding.table is not None

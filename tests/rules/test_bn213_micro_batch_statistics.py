@@ -5,6 +5,7 @@ import pytest
 
 from bnwatch import testing
 from bnwatch.records import Attachment, Structure
+from bnwatch.rules._base import FEW
 from tests.rules import cases
 
 RULE = "BN213"
@@ -14,7 +15,17 @@ TWO = ("a", "b")
 
 
 def alternating(
-    samples, effective, *, calls=1, layers=TWO, apart=0.0, places=1, by="keras 3", accumulated=1, hidden=None
+    samples,
+    effective,
+    *,
+    calls=1,
+    layers=TWO,
+    apart=0.0,
+    places=1,
+    by="keras 3",
+    accumulated=1,
+    hidden=None,
+    count=32,
 ):
     """Steps whose batch means alternate, so that successive differences give exactly ``effective`` samples.
 
@@ -32,7 +43,9 @@ def alternating(
         Attachment(tuple(specs), framework=by),
         Structure(usages, hidden, accumulated=accumulated),
         *(
-            testing.snapshot(n, *(testing.call(s, site=k, mean=mean(n, k)) for k in range(calls) for s in specs))
+            testing.snapshot(
+                n, *(testing.call(s, site=k, mean=mean(n, k), count=count) for k in range(calls) for s in specs)
+            )
             for n in range(1, samples + 1)
         ),
     )
@@ -90,6 +103,12 @@ def test_parts_and_effective_examples_are_measured():
     assert "calls every layer 4 times" in finding.message
 
 
+@pytest.mark.parametrize(("fields", "note"), [(ACCUMULATED, "accumulation makes"), ({"calls": 2}, "be it for several")])
+def test_passes_are_called_accumulation_where_they_are_known_to_be(fields, note):
+    ((finding,), _) = cases.look("BN213", alternating(6, 20, **fields))
+    assert finding.notes[0].startswith(note)
+
+
 @pytest.mark.parametrize("places", [1, 2])
 def test_passes_of_the_whole_model_are_not_told_as_sharing(places):
     """Where the graph itself calls each layer twice it is sharing, which BN101 tells."""
@@ -102,3 +121,11 @@ def test_a_graph_that_is_hidden_counts_as_none():
     signals = alternating(9, 32.0, calls=2, places=2)
     signals.structure = dataclasses.replace(signals.structure, hidden="a subclassed model")
     assert len(cases.look(RULE, signals)[0]) == 1
+
+
+@pytest.mark.parametrize(("count", "told"), [(FEW - 1, {"elements": FEW - 1}), (FEW, {"effective_samples": 0.01})])
+def test_of_a_few_elements_their_number_is_told(count, told):
+    """The variance of two elements is next to none at times: by it a batch is worth a hundredth of an example."""
+    ((finding,), _) = cases.look(RULE, alternating(9, 0.01, count=count, accumulated=16))
+    shown = {name: value.value for name, value in finding.evidence.items() if name != "parts"}
+    assert shown == pytest.approx(told)

@@ -260,3 +260,43 @@ def test_where_layers_and_batches_are_of_one_kind_outliers_are_left():
     )
     ((finding,), _) = cases.look(RULE, fed)
     assert "few examples that are far out of range" in finding.helps[0]
+
+
+@pytest.mark.parametrize(("places", "other"), [(1, True), (2, False)], ids=["another pass", "one pass"])
+def test_other_data_that_a_step_passes_through_the_model_besides(places, other):
+    spec = testing.layer()
+    fed = testing.signals(
+        Attachment((spec,), framework="keras 3.15.1 (jax)"),
+        *testing.train(spec, testing.normal(4, 64), testing.normal(4, 64, mean=1.0), steps=16),
+        Structure((testing.usage("bn", *(testing.place(index=n) for n in range(places))),)),
+        testing.cells(16, training={"batch": 0.9, "running": 0.5, "population": 0.9}),
+    )
+    ((finding,), _) = cases.look(RULE, fed)
+    assert any("training steps call `bn` on other data besides" in note for note in finding.notes) is other
+    assert any("out of date" in note for note in finding.notes) is not other
+    assert ("make the other passes of a training step with `training=False`" in finding.helps[0]) is other
+
+
+@pytest.mark.parametrize("rule_id", ["BN301", "BN304", "BN305"])
+@pytest.mark.parametrize(
+    ("accuracy", "refused", "reason"),
+    [
+        (0.8, None, "no experiment was run: nothing called for one"),
+        (None, None, "no experiment was run: it takes an evaluation accuracy to call for one, and none was seen"),
+        (None, "targets are no classes", "the experiment could not be run, which is BN904"),
+    ],
+)
+def test_why_no_experiment_was_run(rule_id, accuracy, refused, reason):
+    fed = testing.signals(EvaluationRecord(2, 0, accuracy, examples=1000))
+    fed.refused = refused
+    findings, skipped = cases.look(rule_id, fed)
+    assert (findings, [(s.reason, s.needs) for s in skipped]) == ([], [(reason, None)])
+
+
+@pytest.mark.parametrize(("population", "told"), [(0.9, True), (0.6, False)])
+def test_statistics_that_moved_when_nothing_was_trained_are_not_called_out_of_date(population, told):
+    fed = measured(0.9, 0.5, population=population, split="training")
+    fed.cells = dataclasses.replace(fed.cells, moved=("bn",))
+    ((finding,), _) = cases.look(RULE, fed)
+    assert any("the running ones of `bn` moved when no step was trained" in note for note in finding.notes) is told
+    assert not any("out of date" in note for note in finding.notes)

@@ -106,6 +106,22 @@ KINDS = {
         guessing(output=ends(), train_loss=LEAST - 1e-4),
         "but a training loss of 0.61 is only possible with 12.0% or more",
     ),
+    "a cross-entropy below zero": (
+        guessing(output=ends("sigmoid", "binary_crossentropy"), train_loss=-31.4),
+        "a training loss of -31.4 is no cross-entropy of labels from 0 to 1",
+    ),
+    "a cross-entropy just below zero": (
+        guessing(output=ends(), train_loss=-1.1e-3),
+        "a training loss of -0.0011 is no cross-entropy of labels from 0 to 1",
+    ),
+    "a cross-entropy of zero, rounded": (
+        guessing(output=ends(), train_loss=-0.9e-3),
+        "but a training loss of -0.0009 is only possible with 100.0% or more",
+    ),
+    "another loss, which may be negative": (
+        guessing(output=ends(loss="cosine_similarity"), train_loss=-0.9),
+        "that is what guessing gives",
+    ),
     "a loss of other examples says nothing of the metric": (
         guessing(output=ends(), loss=0.1),
         "that is what guessing gives",
@@ -125,6 +141,20 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("loss", "clause"),
+    [
+        (-2.0, "an evaluation loss of -2 is no cross-entropy"),
+        (0.0, "but an evaluation loss of 0 is only possible with"),
+    ],
+)
+def test_an_evaluation_loss_that_cannot_be(loss, clause):
+    fed = guessing(output=ends(loss="BinaryCrossentropy"), classes=2)()
+    fed.evaluations[-1] = dataclasses.replace(fed.evaluations[-1], loss=loss)
+    ((finding,), _) = cases.look(RULE, fed)
+    assert clause in finding.message
+
+
 def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10):
     """Two classes, of which the frequent one makes up a share of each split; 20 % of either class come out wrong."""
 
@@ -137,7 +167,14 @@ def rare(*, constant=False, training=0.9, evaluation=0.9, accuracy=0.86, step=10
     return lambda: at(*evaluations(*[accuracy] * 3, train=0.8, classes=2), Cells(step, 0, 2, *rows))
 
 
+def learned(batch, *, split="evaluation", running=0.05, step=10):
+    return testing.cells(step, **{split: {"batch": batch, "running": running}}, examples=EXAMPLES)
+
+
 FIRES = {
+    "what batch statistics give is chance": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(MOST / EXAMPLES)),
+    "running statistics are hardly worse": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.135, running=0.13)),
+    "learned before it was at chance": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.4, step=9)),
     "rare classes, of which one is always named": rare(constant=True),
     "rare classes, and what was learned is forgotten since": rare(step=9),
     **{name: build for name, (build, _) in KINDS.items()},
@@ -174,7 +211,12 @@ SKIPS = {
     "above_margin": (lambda: at(*evaluations(*[0.1] * 3, examples=ENOUGH - 1, train_examples=ENOUGH - 1)), None),
 }
 
-test_cases = cases.runner(RULE, fires=FIRES, quiet=QUIET, skips=SKIPS)
+INFO = {
+    "the running statistics alone guess": lambda: at(*evaluations(0.1, 0.1, 0.1), learned((MOST + 1) / EXAMPLES)),
+    "seen on training data alone": lambda: at(*evaluations(0.1, 0.1, 0.1), learned(0.4, split="training")),
+}
+
+test_cases = cases.runner(RULE, fires=FIRES, info=INFO, quiet=QUIET, skips=SKIPS)
 
 
 def test_the_boundary_is_where_the_test_puts_it():
@@ -200,6 +242,8 @@ def test_running_statistics_that_are_to_blame_are_not_called_innocent():
     guilty = testing.cells(10, evaluation={"batch": 0.4, "running": 0.1})
     ((finding,), _) = cases.look(RULE, at(*evaluations(0.1, 0.1, 0.1), guilty))
     assert not any("innocent" in note for note in finding.notes)
+    assert "with batch statistics it is 40.0%" in finding.message
+    assert not any("likely" in note for note in finding.notes)
     assert "BN301" in cases.rule(RULE).causes
 
 

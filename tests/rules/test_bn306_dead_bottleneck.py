@@ -1,6 +1,7 @@
 import pytest
 
 from bnwatch import testing
+from bnwatch.records import Attachment
 from tests.rules import cases
 
 RULE = "BN306"
@@ -82,6 +83,15 @@ def test_a_layer_without_parameters_is_named_with_the_one_that_feeds_it():
     ((finding,), _) = look_at(looks(one(1), one(2)))
     assert finding.subject == "dense"
     assert "`dense` (behind its activation `relu`)" in finding.message
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_batch_normalization_is_not_offered_behind_itself(normalized):
+    known = [Attachment((testing.layer("dense" if normalized else "bn"),))]
+    ((finding,), _) = look_at(looks(*known, at(12), at(40)))
+    offered = any("put batch normalization between" in help_ for help_ in finding.helps)
+    assert offered is not normalized
+    assert ("a smaller learning rate only delays it" in finding.notes) is not normalized
 
 
 def test_two_looks_at_one_step_are_one():

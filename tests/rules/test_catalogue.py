@@ -6,7 +6,8 @@ import pytest
 
 import bnwatch.rules
 from bnwatch.diagnosis import Severity
-from bnwatch.rules import CATALOGUE, ORDER, Finding, rank
+from bnwatch.order import ORDER, rank
+from bnwatch.rules import CATALOGUE, Finding
 from tests.rules import cases
 
 FOLDER = Path(bnwatch.rules.__file__).parent

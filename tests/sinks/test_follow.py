@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.compat.proto.event_pb2 import Event
 
 from bnwatch.diagnosis import Report
 from bnwatch.sinks.tensorboard import TensorBoardSink, read_runs
 from bnwatch.sinks.tensorboard.events import frame
-from bnwatch.sinks.tensorboard.follow import Follower, GoneError, Skimmer, alike, read_rows
+from bnwatch.sinks.tensorboard.file import File, GoneError, _start
+from bnwatch.sinks.tensorboard.follow import Follower, alike, read_rows
 from tests import samples
 
 if TYPE_CHECKING:
@@ -91,16 +93,57 @@ def test_a_record_is_followed_while_it_grows(tmp_path):
 def test_samples_are_skimmed_and_what_is_not_in_the_usual_form_is_read(tmp_path, monkeypatch):
     sink = written(tmp_path, *range(1, 20))
     read = []
-    take = "bnwatch.sinks.tensorboard.follow._Followed._take"
-    from bnwatch.sinks.tensorboard.follow import _Followed
-
-    original = _Followed._take
-    monkeypatch.setattr(take, lambda self, file, span: read.append(span.length) or original(self, file, span))
+    take = File._take
+    monkeypatch.setattr(File, "_take", lambda self, file, span: read.append(span.length) or take(self, file, span))
     follower = Follower(sink.directory)
     follower.refresh()
-    # the version, the start, the attachment, the first sample, which describes the table, and one with a heatmap
-    assert len(read) == 5
+    # the version, the start, the attachment, the first sample, which describes the table, the first like all others,
+    # one with a heatmap, and the first with scalars of single layers
+    assert len(read) == 7
     assert len(follower.samples) == 19
+    same(follower, tmp_path)
+
+
+def test_every_kind_of_sample_is_learned_once(tmp_path, monkeypatch):
+    kinds = [
+        {"paths": ("a",)},
+        {"paths": ("a",), "accuracy": None},
+        {"paths": ("a", "b"), "sites": 3},
+        {"paths": MANY, "accuracy": None},
+    ]
+    sink = written(tmp_path, *range(1, 21), paths=("a",))
+    step = 20
+    for _ in range(10):
+        for kind in kinds:
+            step += 1
+            sink.write(samples.table(step, *kind["paths"], **{k: v for k, v in kind.items() if k != "paths"}))
+    table = samples.table(step + 1, "a")
+    for more, idle in enumerate([(), (), ("b",), ("b",), ()]):
+        sink.write(replace(table, step=step + more, idle=idle))
+    read = []
+    take = File._take
+    monkeypatch.setattr(File, "_take", lambda self, file, span: read.append(span) or take(self, file, span))
+    follower = Follower(sink.directory)
+    follower.refresh()
+    assert len(follower.samples) == 65
+    # three that are no samples, 7 as above, and of each further kind the first, which describes it, and the second
+    assert len(read) < 25
+    same(follower, tmp_path)
+
+
+def test_a_sample_with_its_fields_in_another_order_is_read(tmp_path):
+    sink = written(tmp_path, 1, 2, 3, paths=("a",))
+    (path,) = sink.directory.iterdir()
+    before = path.stat().st_size
+    sink.write(samples.table(4, "a"))
+    payload = path.read_bytes()[before + 12 : -4]
+    # the same with the step behind the summary, twice
+    moved = payload[:9] + payload[11:] + payload[9:11]
+    with path.open("ab") as file:
+        file.write(frame(moved) * 2)
+    follower = Follower(sink.directory)
+    follower.refresh()
+    assert [sample.step for sample in follower.samples] == [1, 2, 3, 4, 4, 4]
     same(follower, tmp_path)
 
 
@@ -256,10 +299,35 @@ def test_whatever_is_written_is_followed(tmp_path_factory, actions):
     same(follower, directory)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.binary(max_size=600), st.integers(0, 10_000))
-def test_skimming_never_raises(data, length):
-    assert Skimmer()(data, length) is None or len(data) > 20
+@settings(deadline=None)
+@given(st.floats(1e-9, 1e300), st.integers(-(1 << 63), (1 << 63) - 1), st.binary(min_size=20, max_size=20))
+def test_time_and_step_are_those_of_the_event(wall_time, step, rest):
+    head = Event(wall_time=wall_time, step=step).SerializeToString()
+    # nobody counts backwards: what begins so is read as a whole
+    assert _start(head + b"\x2a" + rest) == ((wall_time, step, len(head)) if step >= 0 else None)
+
+
+@given(st.binary(max_size=40))
+def test_any_beginning_is_that_of_an_event_or_none(head):
+    assert _start(head) is None or head[0] == 9
+
+
+@pytest.mark.parametrize("step", [0, 1, 127, 128, 16_383, 16_384, 1 << 35, (1 << 62) - 1])
+@pytest.mark.parametrize("layers", [1, 90])
+def test_a_step_may_be_of_any_length(tmp_path, monkeypatch, step, layers):
+    paths = tuple(f"layer_{n}" for n in range(layers))
+    sink = written(tmp_path, paths=paths)
+    table = samples.table(1, *paths)
+    for later in (0, 0, 0, step, step, step + 1, step + 1):
+        sink.write(replace(table, step=later, examples=later % 1000))
+    read = []
+    take = File._take
+    monkeypatch.setattr(File, "_take", lambda self, file, span: read.append(span) or take(self, file, span))
+    follower = Follower(sink.directory)
+    follower.refresh()
+    # the version, the start, the attachment, the first sample and one like the others
+    assert len(read) == 5
+    same(follower, tmp_path)
 
 
 @settings(max_examples=30, deadline=None)
@@ -271,7 +339,7 @@ def test_a_payload_with_changed_bytes_is_skimmed_as_it_is_read_or_not_at_all(tmp
     before = path.stat().st_size
     sink.write(samples.table(300, *MANY))
     payload = bytearray(path.read_bytes()[before + 12 : -4])
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_size=2)):
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(-900, 80), st.integers(0, 255)), max_size=2)):
         payload[place] = byte
     other = written(tmp_path_factory.mktemp("other"), 1, 2)
     (copy,) = other.directory.iterdir()

@@ -737,7 +737,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     record(tmp_path)
-    monkeypatch.setattr("bnwatch.sinks.tensorboard.reader.read_events", refused)
+    monkeypatch.setattr("bnwatch.sinks.tensorboard.file.find_payloads", refused)
     with pytest.raises(RecordError, match=r"^'.*' cannot be read: Permission denied$"):
         read_runs(tmp_path)
 
@@ -753,6 +753,22 @@ def test_a_damaged_file_loses_what_lies_behind_and_says_so(tmp_path):
     assert not run.report.complete
     assert len(run.problems) == 1
     assert "what lies behind is lost" in run.problems[0]
+
+
+def test_damaged_numbers_of_a_sample_are_no_matter_of_a_report_that_does_not_read_them(tmp_path):
+    sink = record(tmp_path)
+    (path,) = sink.directory.iterdir()
+    data = path.read_bytes()
+    numbers = samples.table(30, sites=2).values[0, 3:9].tobytes()
+    assert data.count(numbers) == 1
+    path.write_bytes(data.replace(numbers, numbers[::-1]))
+    (run,) = read_runs(tmp_path, samples=False)
+    assert run.problems == ()
+    assert run.report.complete
+    assert run.report.samples == 40
+    (run,) = read_runs(tmp_path)
+    assert "checksum fails" in run.problems[0]
+    assert len(run.tables) == 29
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 SUFFIX = ".bnwatch"
 """Ends the name of every event file written here, so that those of other writers are left alone."""
 
-_HEADER = struct.Struct("<QI")
+SUBDIRECTORY = "bnwatch"
+"""A run of its own below the log directory: TensorBoard follows one writer a directory."""
+
+_LENGTH = struct.Struct("<Q")
 _FOOTER = struct.Struct("<I")
+_BEFORE = _LENGTH.size + _FOOTER.size
 _NUMBER = itertools.count()
 _BUFFER = 1 << 20
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -47,10 +52,14 @@ class Mark(NamedTuple):
 
 def frame(payload: bytes) -> bytes:
     """Return ``payload`` as a record."""
-    length = struct.pack("<Q", len(payload))
-    return b"".join(
-        (length, _FOOTER.pack(masked(length)), payload, _FOOTER.pack(masked(payload))),
-    )
+    return b"".join((_header(len(payload)), payload, _FOOTER.pack(masked(payload))))
+
+
+@lru_cache(maxsize=64)
+def _header(length: int) -> bytes:
+    """Return what a record of that length begins with: those of samples are mostly alike."""
+    data = _LENGTH.pack(length)
+    return data + _FOOTER.pack(masked(data))
 
 
 class EventFile:
@@ -184,7 +193,7 @@ class Span(NamedTuple):
 
     def __str__(self) -> str:
         """Return where the record is, for a message."""
-        return f"at byte {self.offset - _HEADER.size:,} of {self.size:,}"
+        return f"at byte {self.offset - _BEFORE:,} of {self.size:,}"
 
 
 def find_payloads(file: BinaryIO, size: int, offset: int = 0) -> Iterator[Span]:
@@ -196,17 +205,17 @@ def find_payloads(file: BinaryIO, size: int, offset: int = 0) -> Iterator[Span]:
     """
     while True:
         file.seek(offset)
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or offset + _HEADER.size > size:
+        header = file.read(_BEFORE)
+        if len(header) < _BEFORE or offset + _BEFORE > size:
             return
-        length, crc = _HEADER.unpack(header)
-        if masked(header[:8]) != crc:
+        (length,) = _LENGTH.unpack_from(header)
+        if _header(length) != header:
             msg = f"not an event at byte {offset:,} of {size:,}"
             raise CorruptRecordError(msg)
         # a length is trusted only as far as the file reaches: no memory for a claim
-        if length + _FOOTER.size > size - offset - _HEADER.size:
+        if length + _FOOTER.size > size - offset - _BEFORE:
             return
-        span = Span(offset + _HEADER.size, length, size)
+        span = Span(offset + _BEFORE, length, size)
         yield span
         offset = span.end
 

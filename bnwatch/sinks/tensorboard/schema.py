@@ -21,7 +21,7 @@ resumed run goes on under the same tag if, and only if, it means the same:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -148,6 +148,7 @@ class RecordedCells(Rows[RecordedCell]):
     unseen: float | None = None
     seconds: float = 0.0
     swapped: bool | None = None
+    moved: tuple[str, ...] = ()
 
 
 def digest(text: str) -> str:
@@ -173,22 +174,22 @@ def attachment_json(attachment: Attachment) -> dict[str, Any]:
 
 def structure_json(structure: Structure) -> dict[str, Any]:
     """Return what is known before the first step as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(structure))}
+    return {"schema": SCHEMA, **_finite(structure)}
 
 
 def spec_json(spec: LayerSpec) -> dict[str, Any]:
     """Return a layer's specification as JSON objects."""
-    return dict(_finite(asdict(spec)))
+    return dict(_finite(spec))
 
 
 def evaluation_json(evaluation: EvaluationRecord) -> dict[str, Any]:
     """Return an evaluation as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(evaluation))}
+    return {"schema": SCHEMA, **_finite(evaluation)}
 
 
 def look_json(look: Look) -> dict[str, Any]:
     """Return a look as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(look))}
+    return {"schema": SCHEMA, **_finite(look)}
 
 
 def cells_json(cells: Cells) -> dict[str, Any]:
@@ -202,6 +203,7 @@ def cells_json(cells: Cells) -> dict[str, Any]:
         "unseen": None if cells.unseen is None else json_number(cells.unseen),
         "seconds": json_number(cells.seconds),
         "swapped": cells.swapped,
+        "moved": list(cells.moved),
         "rows": {
             split: {
                 statistics: {
@@ -225,12 +227,12 @@ def cells_json(cells: Cells) -> dict[str, Any]:
 
 def attribution_json(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(attribution))}
+    return {"schema": SCHEMA, **_finite(attribution)}
 
 
 def composition_json(composition: Composition) -> dict[str, Any]:
     """Return how batches are composed as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(composition))}
+    return {"schema": SCHEMA, **_finite(composition)}
 
 
 def idle_json(layers: tuple[str, ...]) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def idle_json(layers: tuple[str, ...]) -> dict[str, Any]:
 
 def entering_json(entering: Entering) -> dict[str, Any]:
     """Return what enters each layer as JSON objects."""
-    return {"schema": SCHEMA, **_finite(asdict(entering))}
+    return {"schema": SCHEMA, **_finite(entering)}
 
 
 def replicas_json(replicas: Replicas) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def channels_json(channels: ChannelStatistics) -> dict[str, Any]:
 
 def skipped_json(skipped: Skipped) -> dict[str, Any]:
     """Return a skipped rule as JSON objects."""
-    return {"schema": SCHEMA, **asdict(skipped)}
+    return {"schema": SCHEMA, **_finite(skipped)}
 
 
 def stored_diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -285,7 +287,9 @@ def stored_diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON objects with the numbers that JSON lacks as strings."""
+    """Return JSON objects, the numbers that JSON lacks as strings; of a dataclass an object of its fields."""
+    if is_dataclass(value):
+        return {field.name: _finite(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -610,6 +614,7 @@ def parse_cells(data: object) -> RecordedCells:
         unseen=cells.maybe_number("unseen"),
         seconds=cells.number("seconds"),
         swapped=cells.flag("swapped") if cells.has("swapped") else None,
+        moved=cells.maybe_texts("moved"),
     )
 
 

@@ -22,7 +22,7 @@ from bnwatch.evidence import Attribution, Cells, Composition, Entering, Look
 from bnwatch.records import Attachment, ChannelStatistics, EvaluationRecord, Structure
 from bnwatch.signals import GAP, SITE_STATISTICS, STATISTICS, WORST, Replicas, SignalTable, chosen_layers, worst
 from bnwatch.sinks.tensorboard import pictures, schema
-from bnwatch.sinks.tensorboard.events import EventFile, read_events
+from bnwatch.sinks.tensorboard.events import SUBDIRECTORY, EventFile, read_events
 
 if TYPE_CHECKING:
     import os
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from bnwatch.records import CallSite, LayerSpec
     from bnwatch.sinks import Item
     from bnwatch.sinks.tensorboard.events import Mark
-
-SUBDIRECTORY = "bnwatch"
-"""A run of its own below the log directory: TensorBoard follows one writer a directory."""
 
 _TEXTS = 10
 _LAYOUTS = 8

@@ -1,4 +1,4 @@
-"""The order of decision: which rule is believed first where several find something.
+"""The order of decision: which rule is believed first where several find something, and which finding is read first.
 
 What comes earlier can explain what comes later and never the other way round, so that one sick program has one headline
 and the rest follows from it. Calls that are wrong make statistics wrong, statistics that are wrong cost accuracy; a
@@ -7,6 +7,15 @@ exact fact comes before the one that rests on an estimate.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnwatch.diagnosis import Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bnwatch.diagnosis import Diagnosis
 
 NUMERICS = ("BN403", "BN402", "BN401")
 """Numbers that are none: whatever is measured behind them means nothing."""
@@ -77,8 +86,9 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "BN304": (*NUMERICS, *CALLS, "BN205", "BN404"),
     "BN306": NUMERICS,
     "BN301": (*STATISTICS, "BN108", "BN212", "BN404", "BN304"),
-    # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301
-    "BN302": (*NUMERICS, "BN203", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
+    # training at chance is no matter of running statistics: these must be seen to cost accuracy, which is BN301; but
+    # what was loaded without them may be trained on in inference mode, as a frozen backbone is
+    "BN302": (*NUMERICS, "BN203", "BN211", "BN205", "BN208", "BN207", "BN405", "BN306", "BN301"),
     "BN303": (*STATISTICS, "BN108", "BN212", "BN404", "BN304", "BN301"),
 }
 """For each rule those whose diagnoses, of warning or above, explain its own: it is then shown as a consequence."""
@@ -87,3 +97,21 @@ CAUSES: dict[str, tuple[str, ...]] = {
 def rank(rule_id: str) -> int:
     """Return the place of a rule in the order; one that is not in it comes last."""
     return ORDER.index(rule_id) if rule_id in ORDER else len(ORDER)
+
+
+def ordered(diagnoses: Iterable[Diagnosis]) -> tuple[Diagnosis, ...]:
+    """Return diagnoses as they are to be read: active first, causes before consequences, in order of decision."""
+    return tuple(sorted(diagnoses, key=_place))
+
+
+def _place(diagnosis: Diagnosis) -> tuple[bool, bool, bool, int, int, int, str]:
+    """Return what diagnoses are sorted by: what is merely worth knowing never comes before what is wrong."""
+    return (
+        diagnosis.state != "active",
+        bool(diagnosis.causes),
+        diagnosis.severity < Severity.WARNING,
+        rank(diagnosis.rule),
+        -diagnosis.severity,
+        diagnosis.step,
+        diagnosis.key,
+    )
