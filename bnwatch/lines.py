@@ -68,12 +68,12 @@ class Callers:
     """How the stack below a layer is read.
 
     Attributes:
-        call: the code that runs whatever layer is called.
+        calls: the code that runs whatever layer is called.
         until: code of the framework or of bnwatch that runs steps: what is farther out says nothing of the model.
         generated: how the files of code begin that the framework writes in place of the user's.
     """
 
-    call: CodeType | None
+    calls: Collection[CodeType | None]
     until: Collection[CodeType]
     generated: str | None = None
 
@@ -84,7 +84,7 @@ class Callers:
         calls, direct = 0, False
         while frame is not None and frame.f_code not in self.until and len(found) < _DEEPEST:
             code = frame.f_code
-            calls += code is self.call
+            calls += code in self.calls
             if not (installed(code.co_filename) or (not found and code in own)):
                 line = None if self._generates(code.co_filename) else named(code.co_filename, frame.f_lineno)
                 if line is None:

@@ -145,7 +145,7 @@ def program(tmp_path, monkeypatch):
 
 
 def callers(program, *until, generated=None):
-    return Callers(program.Layer.__call__.__code__, {one.__code__ for one in until}, generated)
+    return Callers({program.Layer.__call__.__code__}, {one.__code__ for one in until}, generated)
 
 
 @pytest.mark.parametrize("kind", ["Norm", "Own"])

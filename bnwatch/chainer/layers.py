@@ -122,6 +122,7 @@ class Layers:
         if place is None:
             self.watched.append(layer)
         else:
+            layer.called_at = self.watched[place].called_at
             self.watched[place] = layer
 
     def locate(self) -> None:

@@ -52,7 +52,7 @@ _UNCALLED_STEPS = 8
 _LOCATED_STEPS = 8
 """Sampled steps in which it is noted from which lines the layers are called: not every step calls them alike."""
 
-_CALLERS = Callers(chainer.Link.__call__.__code__, {chainer.training.Trainer.run.__code__})
+_CALLERS = Callers({chainer.Link.__call__.__code__}, {chainer.training.Trainer.run.__code__})
 
 
 class Session:

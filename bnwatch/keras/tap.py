@@ -76,7 +76,8 @@ class Tap:
         # whether the lines that call sites are called from are other ones than `records` found before
         self.relocated = False
         self._steps: set[CodeType] = set()
-        self._callers = Callers(code_of(backend.library.layers.Layer.__call__), self._steps, _GENERATED)
+        calls = [getattr(backend.library.layers.Layer, name, None) for name in ("__call__", "stateless_call")]
+        self._callers = Callers({code_of(call) for call in calls}, self._steps, _GENERATED)
         self._trails: dict[Hashable, Trail] = {}
         self._located: set[Hashable] = set()
         # what the user has hung on the model or a layer, where a hook hangs now
