@@ -15,6 +15,7 @@ from bnwatch import cli
 from bnwatch.cli import report
 from bnwatch.rules import CATALOGUE
 from bnwatch.sinks.tensorboard import TensorBoardSink
+from bnwatch.sinks.tensorboard.events import find_payloads
 from tests import samples
 
 
@@ -97,7 +98,7 @@ def test_json_is_one_document_for_all_runs(capsys, tmp_path):
     assert (a["run"], b["run"], b["diagnoses"]) == (str(tmp_path / "a"), str(tmp_path / "b"), [])
     assert {
         "rule", "name", "severity", "state", "subject", "first_step", "last_step", "epoch", "message", "evidence",
-        "table", "further", "notes", "helps", "causes", "consequences", "reason",
+        "table", "further", "notes", "helps", "causes", "consequences", "reason", "built_at",
     } == set(a["diagnoses"][0])  # fmt: skip
     assert a["skipped"][0] == {"rule": "BN302", "reason": "the number of classes is not known", "needs": None}
     assert a["problems"] == []
@@ -130,7 +131,9 @@ def test_hostile_records_reach_no_terminal(capsys, tmp_path, form):
 def test_a_damaged_file_is_reported_and_what_is_left_is_shown(capsys, tmp_path):
     (path,) = record(tmp_path).directory.iterdir()
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    with path.open("rb") as file:
+        spans = list(find_payloads(file, len(data)))
+    data[spans[len(spans) // 2].offset - 1] ^= 0xFF
     path.write_bytes(data)
     status, out, err = run(capsys, "report", tmp_path)
     assert status == 0
