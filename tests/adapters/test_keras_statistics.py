@@ -74,7 +74,7 @@ def test_the_attachment_says_what_the_layers_are():
     compiled(model)
     callback, watch = faked(experiments=False)
     model.fit(x, y, verbose=0, callbacks=[callback])
-    (attachment,) = watch.opened
+    *_, attachment = watch.opened
     own, shared = attachment.layers
     assert (own.path, own.kind, own.channels, own.decay, own.epsilon) == ("own", "BatchNormalization", 6, 0.9, 1e-3)
     assert (own.trainable, shared.trainable, own.bessel_corrected) == (False, True, LEGACY)
