@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from types import CodeType, FrameType
 
     Lines = tuple[str | None, ...]
@@ -49,6 +49,11 @@ def code_of(value: Any) -> CodeType | None:
     return getattr(function, "__code__", None)
 
 
+def _among(code: CodeType, codes: Iterable[CodeType | None]) -> bool:
+    """Return whether a code is one of these, and no mere equal; what PyTorch compiles cannot be hashed."""
+    return any(code is one for one in codes)
+
+
 @dataclass(frozen=True, slots=True)
 class Trail:
     """The user's lines on the way to one call of a layer, the innermost first.
@@ -79,13 +84,13 @@ class Callers:
 
     def trail(self, frame: FrameType | None, kind: type) -> Trail:
         """Return the way to the call of a layer of class ``kind`` that runs in ``frame`` or farther out."""
-        own = {code for base in kind.__mro__ for value in vars(base).values() if (code := code_of(value)) is not None}
+        own = [code for base in kind.__mro__ for value in vars(base).values() if (code := code_of(value)) is not None]
         found: list[str] = []
         calls, direct = 0, False
-        while frame is not None and frame.f_code not in self.until and len(found) < _DEEPEST:
+        while frame is not None and not _among(frame.f_code, self.until) and len(found) < _DEEPEST:
             code = frame.f_code
-            calls += code in self.calls
-            if not (installed(code.co_filename) or (not found and code in own)):
+            calls += _among(code, self.calls)
+            if not (installed(code.co_filename) or (not found and _among(code, own))):
                 line = None if self._generates(code.co_filename) else named(code.co_filename, frame.f_lineno)
                 if line is None:
                     break
