@@ -9,7 +9,7 @@ from pathlib import Path
 TRAINING = ["--batch", "200", "--epochs", "5"]
 PARTS = {
     "shared": "1. Two layers share one BatchNormalization link. Training looks perfect, evaluation does not.",
-    "separate": "2. The same program with a link for each layer. Nothing to say is the right thing to say.",
+    "separate": "2. The same program with a link for each layer. No warning is the right thing to say.",
 }
 
 
