@@ -9,7 +9,7 @@ from bnwatch.rules import _settling
 from bnwatch.rules._base import Finding, Limits, Threshold, blind, cells_table, measured, named, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from bnwatch.evidence import Cell, SiteShift, Split, Statistics
     from bnwatch.records import Place
@@ -37,11 +37,12 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
     if not found:
         return
     narrow = _narrow(signals, found, limits["held"])
-    tried = [one for one in signals.cells.rows() if "population" in one[1]] if signals.cells is not None else []
-    gain = _cost(tried, limits)
+    # where evaluation data were measured, it is their accuracy that counts
+    tried = [one for one in signals.cells.rows() if "population" in one[1]][-1:] if signals.cells is not None else []
+    lost = bool(tried) and _costs(tried[0][1], limits)
     # a re-estimate mends more than dropout
-    cost = gain if narrow is not None else None
-    told = cost or (tried[-1] if tried and gain is None else None)
+    cost = tried[0] if lost and narrow is not None else None
+    told = cost or (tried[0] if tried and not lost else None)
     worst = max(found, key=lambda path: found[path].rate) if narrow is None else narrow.layer
     place = found[worst]
     by = f": `{signals.adapter}.recalibrate(model, batches)`" if signals.adapter else ""
@@ -52,7 +53,7 @@ def dropout_before_batch_norm(signals: Signals, limits: Limits) -> Iterator[Find
         + (
             f"too wide for evaluation, which costs {_points(cost)}"
             if cost is not None
-            else "those of training, which costs no accuracy so far"
+            else f"those of training, which costs no {told[0]} accuracy for certain"
             if told is not None
             else "likely too wide for evaluation"
         ),
@@ -104,14 +105,10 @@ def _narrow(signals: Signals, found: Mapping[str, Place], held: float) -> SiteSh
     return narrowest if narrowest is not None and ratios[narrowest] < held else None
 
 
-def _cost(tried: Iterable[Cost], limits: Limits) -> Cost | None:
-    """Return where statistics re-estimated with dropout off are better than the running ones, the evaluation first."""
-    found: Cost | None = None
-    for split, row in tried:
-        gained, p = row["population"].gain_over(row["running"])
-        if gained > limits["cost"] and p < limits["alpha"]:
-            found = split, row
-    return found
+def _costs(row: Mapping[Statistics, Cell], limits: Limits) -> bool:
+    """Return whether statistics re-estimated with dropout off are better than the running ones."""
+    gained, p = row["population"].gain_over(row["running"])
+    return gained > limits["cost"] and p < limits["alpha"]
 
 
 def _points(cost: Cost) -> str:
