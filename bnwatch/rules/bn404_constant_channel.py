@@ -78,10 +78,12 @@ def _awake(signals: Signals, site: SiteShift, *, costs: bool) -> Finding:
     examples = f"{entering.training:,} training" if entering is not None else "training"
     by = f"1/{epsilon:g}^0.5 = {epsilon**-0.5:,.0f}" if epsilon > 0.0 else "1/epsilon^0.5"
     cost = f", which costs {100 * row['batch'].gain_over(row['running'])[0]:.1f} points of accuracy" if costs else ""
+    plural = site.awakened > 1
+    many, are, vary = (f"{site.awakened} channels", "are", "vary") if plural else ("1 channel", "is", "varies")
     return Finding(
         subject=site.subject,
         severity=None if costs else Severity.INFO,
-        message=f"{site.awakened} channels of `{site.subject}` are constant in training and vary in evaluation{cost}",
+        message=f"{many} of `{site.subject}` {are} constant in training and {vary} in evaluation{cost}",
         evidence={
             "awakened": Quantity(site.awakened, f"channels constant over {examples} examples"),
             "epsilon": Quantity(epsilon, "is all that evaluation divides them by, under the root"),
