@@ -76,6 +76,11 @@ def test_the_number_that_evaluation_multiplies_by():
     assert finding.evidence["awakened"].value == 8
 
 
+def test_one_channel_is_told_as_one():
+    ((finding,), _) = cases.look("BN404", woken(awakened=1)())
+    assert finding.message.startswith("1 channel of `bn` is constant in training and varies in evaluation")
+
+
 @pytest.mark.parametrize("dead", [11, 20])
 def test_how_many_are_constant(dead):
     ((finding,), _) = cases.look("BN404", constant(dead)())
