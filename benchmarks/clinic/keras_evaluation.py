@@ -92,17 +92,22 @@ class OfTheBatch(layers.BatchNormalization):
         )
 
 
+def normalized_by(norm: Any, width: int, *, inputs: int, classes: int) -> Any:
+    """Return an MLP of two layers that a class of its own normalizes."""
+    model = keras.Sequential([keras.Input((inputs,))])
+    for _ in range(2):
+        model.add(layers.Dense(width))
+        model.add(norm())
+        model.add(layers.ReLU())
+    model.add(layers.Dense(classes))
+    return model
+
+
 @case("BN-051", expects="BN103", framework="keras", also=("BN203",))
 def no_running_statistics(run: Run) -> None:
     """A layer that always takes the batch; https://github.com/keras-team/keras/issues/3085."""
     data = digits(flat=True)
-    model = keras.Sequential([keras.Input((64,))])
-    for _ in range(2):
-        model.add(layers.Dense(64))
-        model.add(OfTheBatch())
-        model.add(layers.ReLU())
-    model.add(layers.Dense(10))
-    classifying(model, 3e-3)
+    model = classifying(normalized_by(OfTheBatch, 64, inputs=64, classes=10), 3e-3)
     run.fit(model, data.x, data.y, validation_data=(data.xv, data.yv), epochs=5, batch_size=64)
     run.measure(one_at_a_time=one_at_a_time(model, data.xv, data.yv))
 
@@ -119,13 +124,7 @@ class OfTheBatchAlone(layers.BatchNormalization):
 def no_running_statistics_at_all(run: Run) -> None:
     """The same in a binary classifier, by a layer that shows nothing of what it does."""
     data = table("breast_cancer")
-    model = keras.Sequential([keras.Input((30,))])
-    for _ in range(2):
-        model.add(layers.Dense(32))
-        model.add(OfTheBatchAlone())
-        model.add(layers.ReLU())
-    model.add(layers.Dense(2))
-    classifying(model, 3e-3)
+    model = classifying(normalized_by(OfTheBatchAlone, 32, inputs=30, classes=2), 3e-3)
     run.fit(model, data.x, data.y, validation_data=(data.xv, data.yv), epochs=5, batch_size=64)
     run.measure(one_at_a_time=one_at_a_time(model, data.xv, data.yv))
 

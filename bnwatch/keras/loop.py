@@ -172,10 +172,9 @@ class LoopWatch(Verdict):
         if self._changes is not None:
             self._changes.made()
         calls = tap.records()
-        if tap.relocated and self._attachment is not None:
-            tap.relocated = False
-            self._attachment = located(self._attachment, tap)
-            self.watch.open(self._attachment)
+        if (renewed := located(self._attachment, tap)) is not None:
+            self._attachment = renewed
+            self.watch.open(renewed)
         idle = tap.idle(calls)
         self._normalized.update(call.site.layer for call in calls)
         if not calls and not idle and tap.layers and self._step == 1:

@@ -40,8 +40,11 @@ def attachment(tap: Tap) -> Attachment:
     return Attachment(specs, tap.unsupported, tap.backend.framework, tap.backend.why_unseen(), unrestored, initial)
 
 
-def located(known: Attachment, tap: Tap) -> Attachment:
-    """Return an attachment with the lines that call sites are called from by now."""
+def located(known: Attachment | None, tap: Tap) -> Attachment | None:
+    """Return an attachment with the lines that call sites are called from by now; None where nothing is new."""
+    if known is None or not tap.relocated:
+        return None
+    tap.relocated = False
     return replace(known, layers=tuple(watched.spec() for watched in tap.layers if watched.built))
 
 
@@ -308,10 +311,9 @@ class Session:
 
     def _note_lines(self) -> None:
         """Say anew what is watched where a step showed from which lines layers are called."""
-        if self._attachment is not None and self.tap.relocated:
-            self.tap.relocated = False
-            self._attachment = located(self._attachment, self.tap)
-            self.watch.open(self._attachment)
+        if (renewed := located(self._attachment, self.tap)) is not None:
+            self._attachment = renewed
+            self.watch.open(renewed)
 
     def _note_unrestored(self) -> None:
         """Say anew what is not restored where a layer that no step normalizes in was given parameters since."""
